@@ -1,0 +1,276 @@
+"""The embedded world on disk, in the public layouts of the data it stands for; read back only through the readers of `abc_core.data`.
+
+folder          layout                                         used by
+backbone/       LLaVA-style conversations (JSON lines)         generative training of the tiny VLM (training meanings)
+backbone_test/  the same, held-out meanings                    exact match of the backbone
+cc/             Conceptual Captions TSV + pictures             mining and stage 1 (training meanings)
+cc_val/ cc_ood/ the same: new scenes · held-out meanings in another look   validation in and out of distribution
+vg/             Visual Genome regions + instructions.jsonl     stage 2 (training meanings, trained wordings)
+vg_test/        the same, held-out meanings and wordings       CtrlBench
+retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
+
+Each folder also has truth.jsonl (which meanings a picture shows, which a caption claims) for audits and the oracle alone.
+
+The split is by meaning: of every family of look-alike glyphs, `HELD_OUT_COLOURS` of the ten colours are held out, with all shapes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from abc_core.openmoji import words
+from abc_core.openmoji.glyphs import ATTRIBUTION, load_glyphs
+from abc_core.openmoji.questions import REGION_KINDS, questions
+from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
+
+VERSION = 2  # part of the fingerprint; raise it when a drawing or a wording changes
+HELD_OUT_COLOURS = 4
+FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
+SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
+SINGLE = ((1, 1),)
+
+
+@dataclass(frozen=True)
+class World:
+    """Which world: a seed, the number of glyphs, and optionally a folder of PNG pictures in their place."""
+
+    seed: int = 0
+    glyphs: int = 300
+    sprites: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pools:
+    train: list[Meaning]
+    held_out: list[Meaning]
+    sprites: dict[str, np.ndarray]
+
+
+@lru_cache(maxsize=2)
+def pools(world: World) -> _Pools:
+    """Training and held-out meanings, and the sprites by name."""
+    glyphs = load_glyphs(world.glyphs, Path(world.sprites) if world.sprites else None)
+    train, held = [], []
+    for g in glyphs:
+        family_seed = int(hashlib.sha256(f"{world.seed}/{g.family}".encode()).hexdigest()[:8], 16)
+        out = set(np.random.default_rng(family_seed).permutation(len(words.COLOURS))[:HELD_OUT_COLOURS].tolist())
+        for k, colour in enumerate(words.COLOURS):
+            (held if k in out else train).extend((g.name, colour, shape) for shape in words.SHAPES)
+    return _Pools(train, held, {g.name: g.rgba for g in glyphs})
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------------
+
+
+def _scenes(rng: np.random.Generator, pool: list[Meaning], n: int, mix: dict, looks=tuple(LOOKS)) -> Iterator[Scene]:
+    """n scenes; `mix` maps a tuple of grids to its share. One in eight is a sibling of the last full scene."""
+    kinds, shares = list(mix), np.array(list(mix.values()))
+    last = None
+    for _ in range(n):
+        grids = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+        grid = grids[rng.integers(len(grids))]
+        if grids is FULL_GRIDS and last is not None and rng.random() < 1 / 8:
+            yield resample_meanings(last, rng, pool, keep=0.7)
+            last = None
+            continue
+        room = grid[0] * grid[1]
+        low = {1: 1, 2: 1, 4: 2, 6: 5, 9: 6}[room]
+        drawn = [pool[i] for i in rng.choice(len(pool), size=int(rng.integers(low, room + 1)), replace=False)]
+        if len(drawn) > 3 and rng.random() < 0.15:  # the same glyph on two cards
+            drawn[1] = next(m for m in _shuffled(rng, pool) if m[0] == drawn[0][0] and m[1:] != drawn[0][1:])
+        cell = int(rng.choice([56] * 7 + [84]) if room > 1 else rng.choice([56] * 6 + [84, 112]))
+        scene = sample_scene(rng, drawn, grid, cell, looks)
+        last = scene if grids is FULL_GRIDS else last
+        yield scene
+
+
+def _shuffled(rng, pool):
+    start = int(rng.integers(len(pool)))
+    return pool[start:] + pool[:start]
+
+
+def _dealt(rng: np.random.Generator, pool: list[Meaning], n: int) -> Iterator[Scene]:
+    """Full scenes whose cards are dealt from one shuffled deck of all meanings: no meaning appears twice in the whole set."""
+    deck = [pool[i] for i in rng.permutation(len(pool))]
+    for _ in range(n):
+        grid = FULL_GRIDS[rng.integers(len(FULL_GRIDS))]
+        wanted = int(rng.integers(5, 8 if grid == (3, 3) else 7))
+        if len(deck) < wanted:
+            raise ValueError(f"the held-out meanings ({len(pool)}) do not suffice for {n} scenes; ask for fewer or for more glyphs")
+        yield sample_scene(rng, [deck.pop() for _ in range(wanted)], grid, 56)
+
+
+def _scene_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Meaning]]:
+    """A caption of one to three cards of the scene, and the meanings that it claims."""
+    chosen = rng.permutation(len(scene.cards))[: int(rng.integers(1, 4))]
+    meanings = [scene.cards[i].meaning for i in sorted(chosen.tolist())]
+    parts = [words.caption(m, int(rng.integers(len(words.CAPTIONS)))) for m in meanings]
+    return words.OPENINGS[rng.integers(len(words.OPENINGS))] + words.join(parts), meanings
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------------
+
+
+def draw_part(root: Path, part: str, count: int, world: World = World(), report=lambda text: None) -> Path:  # noqa: B008
+    """The folder of one part of the world with `count` pictures, drawn first if it is not there yet, whole or not at all.
+
+    Its name carries a fingerprint of everything that determines it, so another number or another version is another folder.
+
+    Raises:
+        ValueError: an unknown part, or more scenes without a repeated meaning than there are meanings.
+    """
+    if part not in PARTS:
+        raise ValueError(f"unknown part {part!r} of the world; known are {', '.join(PARTS)}")
+    facts = {"part": part, "count": count, "version": VERSION, **asdict(world)}
+    folder = Path(root) / "openmoji" / f"{part}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+    if folder.exists():
+        return folder
+    report(f"drawing {count:,} pictures of {folder.name} …")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    PARTS[part](partial, count, world)
+    (partial / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
+    (partial / "world.json").write_text(json.dumps(facts, indent=1))
+    partial.rename(folder)
+    return folder
+
+
+LESSON = {SINGLE: 0.25, SMALL_GRIDS: 0.25, FULL_GRIDS: 0.5}
+PHOTO = {SINGLE: 0.4, SMALL_GRIDS: 0.4, FULL_GRIDS: 0.2}
+FULL = {FULL_GRIDS: 1.0}
+
+
+def _conversations(path: Path, count: int, world: World, mix: dict, held_out: bool) -> None:
+    rng, pool = _stream(world, path), pools(world)
+    scenes = list(_scenes(rng, pool.held_out if held_out else pool.train, count, mix))
+    _paint(path, scenes, world, "images/{:06d}.jpg")
+    _lines(path / "conversations.jsonl", (_conversation(i, s, rng, held_out) for i, s in enumerate(scenes)))
+
+
+def _pairs(path: Path, count: int, world: World, looks: dict, held_out: bool) -> None:
+    rng, pool = _stream(world, path), pools(world)
+    scenes = list(_scenes(rng, pool.held_out if held_out else pool.train, count, PHOTO, tuple(looks)))
+    _paint(path, scenes, world, "images/{:06d}.jpg")
+    captions = [_scene_caption(s, rng) for s in scenes]
+    (path / "Train_GCC-training.tsv").write_text("".join(f"{c}\timages/{i:06d}.jpg\n" for i, (c, _) in enumerate(captions)))
+    _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": m} for s, (_, m) in zip(scenes, captions)))
+
+
+def _regions(path: Path, count: int, world: World, held_out: bool) -> None:
+    rng, pool = _stream(world, path), pools(world)
+    scenes = list(_dealt(rng, pool.held_out, count) if held_out else _scenes(rng, pool.train, count, FULL))
+    _paint(path, scenes, world, "VG_100K/{}.jpg")
+    _genome(path, scenes, rng, held_out)
+
+
+def _retrieval(path: Path, count: int, world: World) -> None:
+    rng, pool = _stream(world, path), pools(world)
+    scenes = list(_scenes(rng, pool.held_out, count, PHOTO))
+    _paint(path, scenes, world, "images/{:06d}.jpg")
+    captions = [[_scene_caption(s, rng) for _ in range(5)] for s in scenes]
+    images = [_karpathy(i, c) for i, c in enumerate(captions)]
+    (path / "dataset_openmoji.json").write_text(json.dumps({"images": images, "dataset": "openmoji"}))
+    _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": [m for _, m in c]} for s, c in zip(scenes, captions)))
+
+
+# Part -> function(path, count, world) that writes it; the table in the module's docstring says what each is for.
+PARTS = {
+    "backbone": lambda path, count, world: _conversations(path, count, world, LESSON, held_out=False),
+    "backbone_test": lambda path, count, world: _conversations(path, count, world, FULL, held_out=True),
+    "cc": lambda path, count, world: _pairs(path, count, world, LOOKS, held_out=False),
+    "cc_val": lambda path, count, world: _pairs(path, count, world, LOOKS, held_out=False),
+    "cc_ood": lambda path, count, world: _pairs(path, count, world, OOD_LOOKS, held_out=True),
+    "vg": lambda path, count, world: _regions(path, count, world, held_out=False),
+    "vg_test": lambda path, count, world: _regions(path, count, world, held_out=True),
+    "retrieval": _retrieval,
+}
+
+
+def _stream(world: World, path: Path) -> np.random.Generator:
+    """The random stream of a part, by its name alone: parts do not depend on each other."""
+    part = path.name.split("-")[0]
+    return np.random.default_rng([world.seed, int(hashlib.sha256(part.encode()).hexdigest()[:8], 16)])
+
+
+def _paint(path: Path, scenes: list[Scene], world: World, pattern: str) -> None:
+    """Draw and save all pictures, two processes at a time; image k gets the number k (Visual Genome: k + 1)."""
+    first = 1 if "VG" in pattern else 0
+    (path / pattern).parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(scene, str(path / pattern.format(k + first)), world) for k, scene in enumerate(scenes)]
+    with ProcessPoolExecutor(2) as pool:
+        for _ in pool.map(_paint_one, jobs, chunksize=64):
+            pass
+
+
+def _paint_one(job) -> None:
+    scene, path, world = job
+    draw(scene, pools(world).sprites).save(path, quality=92)
+
+
+def _conversation(i: int, scene: Scene, rng: np.random.Generator, held_out: bool) -> dict:
+    """One LLaVA record: question and answer turns with their kinds; a question about one card may ask for the whole caption.
+
+    With `held_out`, each question comes once in a trained and once in a held-out wording (kind + "_reworded").
+    """
+    turns = []
+    for q in questions(scene, rng):
+        turns.append((q.kind, q.ask(rng), q.answer))
+        if held_out:
+            turns.append((q.kind + "_reworded", q.ask(rng, held_out=True), q.answer))
+        if q.card is not None:
+            describe = words.DESCRIBE[rng.integers(len(words.DESCRIBE))].format(q=q.ask(rng))
+            turns.append((q.kind + "_described", describe, words.caption(q.card.meaning, 0)))
+    talk = []
+    for k, (_, question, answer) in enumerate(turns):
+        talk += [{"from": "human", "value": ("<image>\n" if k == 0 else "") + question}, {"from": "gpt", "value": answer}]
+    return {"id": i, "image": f"images/{i:06d}.jpg", "width": scene.width, "height": scene.height, "kinds": [kind for kind, _, _ in turns], "conversations": talk}
+
+
+def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out: bool) -> None:
+    """Visual Genome's two files, the instructions of every region that can be asked for, and the truth."""
+    described, images, asked, truth = [], [], [], []
+    region_id = 0
+    for image_id, scene in enumerate(scenes, start=1):
+        rows, by_card = [], {}
+        for (x, y, w, h), phrase, card in regions(scene):
+            region_id += 1
+            rows.append({"region_id": region_id, "image_id": image_id, "phrase": phrase, "x": x, "y": y, "width": w, "height": h})
+            if card is not None:
+                by_card[card] = region_id
+        described.append({"id": image_id, "regions": rows})
+        url = f"VG_100K/{image_id}.jpg"
+        images.append({"image_id": image_id, "url": url, "width": scene.width, "height": scene.height, "coco_id": None, "flickr_id": None})
+        for q in questions(scene, rng):
+            if q.kind in REGION_KINDS:
+                texts = q.wordings(held_out)
+                asked.append({"image_id": image_id, "region_id": by_card[q.card], "kind": q.kind, "instructions": texts})
+        truth.append({"image_id": image_id, "regions": {by_card[c]: c.meaning for c in scene.cards}})
+    (path / "region_descriptions.json").write_text(json.dumps(described))
+    (path / "image_data.json").write_text(json.dumps(images))
+    _lines(path / "instructions.jsonl", asked)
+    _lines(path / "truth.jsonl", truth)
+
+
+def _karpathy(i: int, captions: list) -> dict:
+    """One image record of a Karpathy split, in its test part."""
+    sentences = [{"tokens": c.split(), "raw": c, "imgid": i, "sentid": 5 * i + k} for k, (c, _) in enumerate(captions)]
+    return {"filename": f"{i:06d}.jpg", "filepath": "images", "imgid": i, "split": "test", "sentids": [s["sentid"] for s in sentences], "sentences": sentences}
+
+
+def _meanings(scene: Scene) -> list[Meaning]:
+    return [c.meaning for c in scene.cards]
+
+
+def _lines(path: Path, rows) -> None:
+    """Write JSON lines."""
+    with path.open("w") as out:
+        for row in rows:
+            out.write(json.dumps(row) + "\n")
