@@ -1,0 +1,200 @@
+"""Pictures and texts as the readers take them in: bounded decoding, comparison of captions, and an account of what was left out.
+
+(1) `open_image` decodes any picture to RGB, within bounds; (2) `normalise` makes captions comparable; (3) `Pictures` finds files with
+one listing per folder; (4) `Skipped` counts and names what a reader left out. The layouts themselves are in `abc_core.readers`.
+Rows count from 0 everywhere, as the `negatives` of ABC-Pretraining-Data do.
+"""
+
+import errno
+import json
+import os
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from abc_core.paths import inside
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # decoders that only decode; PostScript, for one, would run a program
+_BROKEN = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError, zlib.error)  # what decoders raise on bad bytes
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def normalise(text: str) -> str:
+    """Unicode NFKC, runs of white space as one space, none at the ends; for comparing texts, never for changing them."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def caption_ids(captions: Sequence[str]) -> np.ndarray:
+    """int64[N]: captions that are equal after `normalise` and without regard to case share a number."""
+    return np.unique([normalise(c).casefold() for c in captions], return_inverse=True)[1].astype(np.int64)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------------------
+
+
+def open_image(path: Path, max_pixels: int = 50_000_000) -> Image.Image:
+    """Decode the first frame of a picture to upright RGB; its size is read from the header and checked before anything is decoded.
+
+    Transparent pixels show white. 16-bit grey levels are scaled to 8 bits, not clipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture, truncated, or of more than `max_pixels` pixels; the message names the file.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise
+    except _BOMB as error:
+        raise ValueError(f"{path}: {error}") from error
+    except _BROKEN as error:
+        raise ValueError(f"{path} is not a whole picture in one of {', '.join(FORMATS)}: {error}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode that Pillow decodes to RGB. Raises ValueError for grey levels that are not whole numbers of 16 bits."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        levels = np.asarray(picture)  # H, W
+        if picture.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"mode {picture.mode} with levels {levels.min()} to {levels.max()}; whole numbers up to 65535 were expected")
+        return Image.fromarray((levels / 257).round().astype(np.uint8)).convert("RGB")  # 65535 / 257 = 255
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+class Pictures:
+    """The files below a folder, found with one directory listing per sub-folder instead of a look at the disk per row."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._parents: dict[str, tuple[Path, frozenset[str]]] = {}
+
+    def find(self, relative: str) -> Path | None:
+        """The path of an existing file, or None. Raises ValueError if `relative` leaves the folder."""
+        cut = relative.rfind("/") + 1
+        parent, name = relative[:cut], relative[cut:]  # "images/", "0.jpg"
+        if parent not in self._parents:
+            path = inside(self.folder, parent or ".")
+            self._parents[parent] = path, frozenset(file_names(path))
+        path, names = self._parents[parent]
+        return path / name if name in names else None
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files in a folder; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [e.name for e in entries if e.is_file()]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return []
+        raise
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------------
+
+
+def expect(path: Path, layout: str) -> Path:
+    """`path`, or FileNotFoundError that says what is missing, which layout has it, and how to make the embedded data."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; it belongs to the layout of {layout}. `make reproduce` draws the embedded one.")
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; on success it takes the place of `path`, so that a file is whole or absent."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error}. Is the disk full?") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError names the file and where it breaks off."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(row, value) of a JSON-lines file, blank lines left out; ValueError names the file and the row that is broken."""
+    with path.open("rb") as lines:
+        for row, line in enumerate(lines):
+            if line.strip():
+                try:
+                    yield row, json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path} row {row} is not JSON ({error}): {shorten(line)}") from error
+
+
+def field_of(record: Any, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    """record[name] if it has one of the types `kinds`; else ValueError with `where` (file and row) and the value. A bool is no number."""
+    value = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{where}: {name!r} is missing or of a wrong type: {shorten(record if value is None else value)}")
+    return value
+
+
+def shorten(value: Any, length: int = 100) -> str:
+    """repr(value), cut to `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# --- what was left out ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Skipped:
+    """What a reader left out (`counts`), what it kept although it is odd (`odd`), by reason, and the first few `examples` of each."""
+
+    counts: Counter = field(default_factory=Counter)
+    odd: Counter = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    shown: int = 3  # examples kept per reason
+
+    def leave_out(self, reason: str, file: Path, row: int | str, value: Any) -> None:
+        """Count one row that is left out."""
+        self.counts[reason] += 1
+        self._remember(reason, file, row, value)
+
+    def keep(self, reason: str, file: Path, row: int | str, value: Any) -> None:
+        """Count one row that is kept as it is, although it is odd."""
+        self.odd[reason] += 1
+        self._remember(reason, file, row, value)
+
+    def _remember(self, reason: str, file: Path, row: int | str, value: Any) -> None:
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < self.shown:
+            examples.append(f"{file} row {row}: {shorten(value)}")
+
+    def __str__(self) -> str:
+        lines = []
+        for title, counter in (("left out", self.counts), ("odd, but kept", self.odd)):
+            lines.append(f"{title}: {counter.total():,}" + (" (rows count from 0)" if counter else ""))
+            for reason, count in counter.most_common():
+                lines.append(f"  {count:,} x {reason}, such as")
+                lines += [f"    {example}" for example in self.examples[reason]]
+        return "\n".join(lines)

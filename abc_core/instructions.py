@@ -1,0 +1,156 @@
+"""Instruction data from region captions (Sec. 3.2): which regions of a picture, and which instruction asks for each.
+
+Steps: (1) `select_regions` drops the five largest boxes of a picture and draws four of the rest; (2) `read_instructions` reads the
+instructions that were made for regions (in the paper by a language model, Appendix A; in the embedded world by templates);
+(3) `instruct` draws one for each region. Every draw depends on the seed and the picture alone, not on the other pictures.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from abc_core.data import Skipped, expect, field_of, read_json_lines
+from abc_core.readers import GenomeImage, Region
+
+Options = dict[str, list[str]]  # of one region: kind of instruction -> its wordings
+
+
+class Instructed(NamedTuple):
+    """One training row: a picture, an instruction about one of its regions, and the caption that answers it."""
+
+    image: Path
+    image_id: int
+    region_id: int
+    box: tuple[float, float, float, float]  # x, y, width, height in pixels
+    kind: str
+    instruction: str
+    caption: str
+
+
+# --- 1. regions -----------------------------------------------------------------------------------------------------------------
+
+
+def small_regions(image: GenomeImage, drop_largest: int, seed: int) -> list[Region]:
+    """The regions of a picture but the `drop_largest` largest boxes (width · height), in random order."""
+    by_area = sorted(image.regions, key=lambda r: (-r.width * r.height, r.region_id))[drop_largest:]
+    return [by_area[i] for i in np.random.default_rng([seed, image.image_id, 0]).permutation(len(by_area))]
+
+
+def select_regions(
+    images: Iterable[GenomeImage], drop_largest: int = 5, take: int = 4, seed: int = 0
+) -> tuple[dict[int, list[Region]], dict[str, int]]:
+    """Draw `take` regions of each picture, the largest boxes apart.
+
+    Returns:
+        image_id -> its regions; and counts: images, kept, too_few_regions (left out).
+    **Paper:** Sec. 3.2, the five largest boxes "often do not represent specific objects".
+    """
+    if drop_largest < 0 or take < 1:
+        raise ValueError(f"drop_largest = {drop_largest} and take = {take}; at least 0 and 1 were expected")
+    selected, seen = {}, 0
+    for image in images:
+        seen += 1
+        drawn = small_regions(image, drop_largest, seed)[:take]
+        if len(drawn) == take:
+            selected[image.image_id] = drawn
+    return selected, {"images": seen, "kept": len(selected), "too_few_regions": seen - len(selected)}
+
+
+# --- 2. instructions ------------------------------------------------------------------------------------------------------------
+
+
+def read_instructions(path: Path) -> tuple[dict[tuple[int, int], Options], Skipped]:
+    """Read JSON lines {image_id, region_id, kind, instructions: [wordings]} as (image_id, region_id) -> kind -> wordings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a row is not in the layout; the message has file, row and value.
+    """
+    path, table, skipped = expect(Path(path), "instructions for Visual Genome's regions"), {}, Skipped()
+    for row, entry in read_json_lines(path):
+        where = f"{path} row {row}"
+        key = field_of(entry, "image_id", int, where), field_of(entry, "region_id", int, where)
+        kind, wordings = field_of(entry, "kind", str, where), field_of(entry, "instructions", list, where)
+        for text in wordings:
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: an instruction should be a text, not {text!r}")
+            if text.strip():
+                table.setdefault(key, {}).setdefault(kind, []).append(text)
+            else:
+                skipped.leave_out("empty instruction", path, row, text)
+    return table, skipped
+
+
+# --- 3. one for each region -----------------------------------------------------------------------------------------------------
+
+
+def _check_kinds(table: dict[tuple[int, int], Options], kinds: dict[str, float]) -> None:
+    """Raise ValueError for a kind that no row has, or a weight that is none."""
+    known = sorted({kind for options in table.values() for kind in options})
+    for kind, weight in kinds.items():
+        if kind not in known:
+            raise ValueError(f"no instruction is of the kind {kind!r}; known kinds: {', '.join(known)}")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of kind {kind!r} is {weight}; a number of at least 0 was expected")
+
+
+def choose(options: Options, rng: np.random.Generator, weights: dict[str, float] | None = None) -> tuple[str, str] | None:
+    """Draw (kind, instruction): the kind by weight (all alike by default) among those that the region has, then one of its wordings.
+
+    None if the region has no wording of a kind with weight.
+    """
+    weights = dict.fromkeys(options, 1.0) if weights is None else weights
+    kinds = sorted(kind for kind, texts in options.items() if texts and weights.get(kind, 0) > 0)
+    if not kinds:
+        return None
+    share = np.array([weights[kind] for kind in kinds], dtype=np.float64)
+    kind = kinds[rng.choice(len(kinds), p=share / share.sum())]
+    return kind, options[kind][rng.integers(len(options[kind]))]
+
+
+def instruct(
+    selected: dict[int, list[Region]],
+    instructions: dict[tuple[int, int], Options],
+    seed: int,
+    wordings: int | None = None,
+    kinds: dict[str, float] | None = None,
+) -> tuple[list[Instructed], dict[str, int]]:
+    """Draw one instruction for every selected region; a picture with a region that has none is left out whole.
+
+    Args:
+        selected: of `select_regions`. instructions: of `read_instructions`.
+        wordings: draw among the first so many wordings of each kind; None means all (1 is one template for everything, Sec. 5.3).
+        kinds: kind -> weight; a kind that is not named is not drawn; None means all alike.
+    Returns:
+        rows, the regions of a picture one after the other; and counts: images, kept, without_instruction (left out), and rows per kind.
+    """
+    if wordings is not None and wordings < 1:
+        raise ValueError(f"wordings = {wordings}; None or at least 1 was expected")
+    _check_kinds(instructions, kinds or {})
+    rows, left_out = [], 0
+    for image_id, regions in selected.items():
+        rng = np.random.default_rng([seed, image_id, 1])
+        options = [instructions.get((image_id, r.region_id), {}) for r in regions]
+        drawn = [choose({k: texts[:wordings] for k, texts in o.items()}, rng, kinds) for o in options]
+        if None in drawn:
+            left_out += 1
+        else:
+            rows += [Instructed(r.image, image_id, r.region_id, r.box, *d, r.caption) for r, d in zip(regions, drawn, strict=True)]
+    by_kind = Counter(row.kind for row in rows)
+    return rows, {"images": len(selected), "kept": len(selected) - left_out, "without_instruction": left_out, **by_kind}
+
+
+def by_image(rows: list[Instructed]) -> list[list[Instructed]]:
+    """The rows of each picture together, in the order of the rows; stage 2 keeps them in one batch (Sec. 3.2)."""
+    groups: dict[int, list[Instructed]] = {}
+    for row in rows:
+        groups.setdefault(row.image_id, []).append(row)
+    return list(groups.values())
+
+
+def all_texts(path: Path) -> list[str]:
+    """Every wording of every instruction of a file: what must not occur in a benchmark that tests on others."""
+    return [text for options in read_instructions(path)[0].values() for texts in options.values() for text in texts]

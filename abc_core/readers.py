@@ -1,0 +1,223 @@
+"""Readers of public layouts, real or drawn: Conceptual Captions, Visual Genome, Karpathy splits; ABC-Pretraining-Data is in `mined`.
+
+Every reader returns what it read and a `Skipped`: rows that cannot be used are left out, counted and named; no row is changed.
+A file that is not in its layout at all raises, with file, row and value. Rows count from 0.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from abc_core.data import Pictures, Skipped, expect, field_of, file_names, read_json
+
+CAPTIONS_TSV = "Train_GCC-training.tsv"
+NUMBER = (int, float)
+
+
+# --- Conceptual Captions --------------------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """A picture and its caption; `row` is their row in the file they were read from."""
+
+    image: Path
+    caption: str
+    row: int
+
+
+def read_pairs(folder: Path) -> tuple[list[Pair], Skipped]:
+    """Pairs in the layout of Conceptual Captions: a TSV without header, `caption<TAB>path of the picture in the folder`.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        ValueError: no row of it can be used.
+    """
+    path = expect(Path(folder) / CAPTIONS_TSV, "Conceptual Captions")
+    pictures, skipped, pairs = Pictures(folder), Skipped(), []
+    with path.open("rb") as lines:
+        for row, line in enumerate(lines):
+            columns = line.rstrip(b"\r\n").split(b"\t")
+            if len(columns) != 2:
+                skipped.leave_out(f"{len(columns)} columns instead of 2", path, row, line)
+                continue
+            try:
+                caption, url = (c.decode("utf-8") for c in columns)
+            except UnicodeDecodeError:
+                skipped.leave_out("not UTF-8", path, row, line)
+                continue
+            image = usable_image(pictures, caption, url, skipped, path, row)
+            if image is not None:
+                pairs.append(Pair(image, caption, row))
+    if not pairs:
+        raise ValueError(f"{path} has no row that can be used\n{skipped}")
+    return pairs, skipped
+
+
+def usable_image(pictures: Pictures, caption: str, relative: str, skipped: Skipped, file: Path, row: int) -> Path | None:
+    """The picture of a row that has a caption and a picture; otherwise None, and the row is counted in `skipped`."""
+    if not caption.strip():
+        skipped.leave_out("empty caption", file, row, caption)
+    elif "://" in relative:
+        skipped.leave_out("picture is a web address, not a downloaded file", file, row, relative)
+    else:
+        try:
+            image = pictures.find(relative)
+        except ValueError:
+            skipped.leave_out("path leaves the folder", file, row, relative)
+            return None
+        if image is None:
+            skipped.leave_out("missing picture", file, row, relative)
+        return image
+    return None
+
+
+# --- Visual Genome --------------------------------------------------------------------------------------------------------------
+
+
+class Region(NamedTuple):
+    """A captioned box of a picture; x, y, width and height in pixels, the origin at the top left."""
+
+    image: Path
+    image_id: int
+    region_id: int
+    caption: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(x, y, width, height)."""
+        return self[4:]
+
+
+@dataclass(frozen=True)
+class GenomeImage:
+    """A picture of Visual Genome and its regions, which may be none. `coco_id` links to COCO's splits, if the picture is from there."""
+
+    image: Path
+    folder: Path
+    image_id: int
+    width: int
+    height: int
+    coco_id: int | None
+    regions: list[Region]
+
+
+def read_genome(folder: Path) -> tuple[list[GenomeImage], Skipped]:
+    """Pictures and region captions in the layout of Visual Genome: two JSON files, pictures in VG_100K/ and VG_100K_2/.
+
+    Regions wholly outside their picture or without area are left out; boxes that stick out in part are kept and counted as odd.
+
+    Raises:
+        FileNotFoundError: one of the files, or both picture folders, are missing.
+        ValueError: a record is not in the layout, or no picture can be used.
+    """
+    folder = Path(folder)
+    described = expect(folder / "region_descriptions.json", "Visual Genome")
+    measured = expect(folder / "image_data.json", "Visual Genome")
+    if not (folder / "VG_100K_2").is_dir():
+        expect(folder / "VG_100K", "Visual Genome")
+    found = {name: part for part in ("VG_100K_2", "VG_100K") for name in file_names(folder / part)}
+    skipped, images = Skipped(), []
+    sizes = _sizes(measured)
+    seen: set[int] = set()
+    for row, entry in enumerate(_records(described)):
+        where = f"{described} row {row}"
+        image_id = field_of(entry, "id", int, where)
+        regions = field_of(entry, "regions", list, where)
+        name = f"{image_id}.jpg"
+        if image_id in seen:
+            skipped.leave_out("picture described twice", described, row, image_id)
+        elif image_id not in sizes:
+            skipped.leave_out(f"picture without width and height in {measured.name}", described, row, image_id)
+        elif name not in found:
+            skipped.leave_out("missing picture", described, row, name)
+        else:
+            image = folder / found[name] / name
+            width, height, coco_id = sizes[image_id]
+            kept = _regions(regions, image, image_id, (width, height), skipped, described, row)
+            images.append(GenomeImage(image, folder, image_id, width, height, coco_id, kept))
+        seen.add(image_id)
+    if not images:
+        raise ValueError(f"{described} has no picture that can be used\n{skipped}")
+    return images, skipped
+
+
+def _records(path: Path) -> list:
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise ValueError(f"{path} should hold a list of records, not a {type(records).__name__}")
+    return records
+
+
+def _sizes(path: Path) -> dict[int, tuple[int, int, int | None]]:
+    """image_data.json as image_id -> (width, height, coco_id)."""
+    sizes = {}
+    for row, entry in enumerate(_records(path)):
+        where = f"{path} row {row}"
+        width, height = field_of(entry, "width", int, where), field_of(entry, "height", int, where)
+        if width < 1 or height < 1:
+            raise ValueError(f"{where}: a picture of {width} x {height} pixels")
+        sizes[field_of(entry, "image_id", int, where)] = (width, height, entry.get("coco_id"))
+    return sizes
+
+
+def _regions(raw: list, image: Path, image_id: int, size: tuple[int, int], skipped: Skipped, file: Path, row: int) -> list[Region]:
+    """The regions of one picture that have a phrase and a box with area in the picture."""
+    kept: dict[int, Region] = {}
+    for k, entry in enumerate(raw):
+        at = f"{row}, region {k}"
+        where = f"{file} row {at}"
+        region_id, phrase = field_of(entry, "region_id", int, where), field_of(entry, "phrase", str, where)
+        x, y, w, h = (field_of(entry, name, NUMBER, where) for name in ("x", "y", "width", "height"))
+        if not phrase.strip():
+            skipped.leave_out("empty phrase", file, at, phrase)
+        elif not (w > 0 and h > 0):
+            skipped.leave_out("box without area", file, at, (x, y, w, h))
+        elif not (x < size[0] and y < size[1] and x + w > 0 and y + h > 0):
+            skipped.leave_out("box wholly outside its picture", file, at, f"{(x, y, w, h)} in {size[0]} x {size[1]}")
+        elif region_id in kept:
+            skipped.leave_out("region number used twice in a picture", file, at, region_id)
+        else:
+            if x < 0 or y < 0 or x + w > size[0] or y + h > size[1]:
+                skipped.keep("box partly outside its picture", file, at, f"{(x, y, w, h)} in {size[0]} x {size[1]}")
+            kept[region_id] = Region(image, image_id, region_id, phrase, x, y, w, h)
+    return list(kept.values())
+
+
+# --- Karpathy splits ------------------------------------------------------------------------------------------------------------
+
+
+def read_karpathy(path: Path, split: str = "test", sentences: int = 5) -> tuple[list[tuple[Path, list[str]]], Skipped]:
+    """(picture, its first five sentences) of one split of `dataset_coco.json`, `dataset_flickr30k.json` or the embedded one.
+
+    Pictures are looked up beside the file, as filepath/filename where records have a filepath.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a record is not in the layout, or the split has no picture that can be used.
+    """
+    path = expect(Path(path), "Karpathy splits")
+    records = field_of(read_json(path), "images", list, str(path))
+    pictures, skipped, out = Pictures(path.parent), Skipped(), []
+    splits = Counter()
+    for row, entry in enumerate(records):
+        where = f"{path} row {row}"
+        splits[field_of(entry, "split", str, where)] += 1
+        if entry["split"] != split:
+            continue
+        said = [field_of(s, "raw", str, where) for s in field_of(entry, "sentences", list, where)[:sentences]]
+        captions = [raw for raw in said if raw.strip()]
+        for raw in (raw for raw in said if not raw.strip()):
+            skipped.leave_out("empty sentence", path, row, raw)
+        name = field_of(entry, "filename", str, where)
+        relative = f"{field_of(entry, 'filepath', str, where)}/{name}" if "filepath" in entry else name
+        image = usable_image(pictures, " ".join(captions), relative, skipped, path, row)
+        if image is not None:
+            out.append((image, captions))
+    if not out:
+        raise ValueError(f"{path} has no picture of the split {split!r} that can be used; its splits: {dict(splits)}\n{skipped}")
+    return out, skipped
