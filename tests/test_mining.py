@@ -1,0 +1,208 @@
+"""The mining rule against brute force, its independence of tiles and shards, its threshold, its bookkeeping and its audit."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from abc_core.mining import Mined, audit, mine, random_negatives, similarities, threshold
+
+
+@dataclass(frozen=True)
+class Numbers:
+    epsilon: float | None = 0.95
+    pool: int = 10
+    negatives: int = 3
+    tile: int = 2048
+    strata: int | None = None
+    seed: int = 0
+
+
+def vectors(seed, n, d=6, steps=None):
+    """Unit vectors; with `steps`, small integers instead, so that many scores tie exactly."""
+    rng = np.random.default_rng(seed)
+    if steps:
+        return rng.integers(-steps, steps + 1, (n, d)).astype(np.float32)
+    x = rng.normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force_pool(q, c, positives, ids, config):
+    """Ranked candidates below the threshold, ties by index, one query at a time."""
+    scores = (q.astype(np.float64) @ c.astype(np.float64).T).astype(np.float32)
+    out = []
+    for n, own in enumerate(positives):
+        s = scores[n, own]
+        limit = np.float32(s - np.float32(1 - config.epsilon) * abs(s))
+        left = [m for m in range(len(c)) if scores[n, m] <= limit and ids[m] != ids[own]]
+        out.append(sorted(left, key=lambda m, n=n: (-scores[n, m], m))[: config.pool])
+    return out, scores
+
+
+def same(a: Mined, b: Mined) -> bool:
+    return all(np.array_equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in ("indices", "scores", "positive_scores", "pool_sizes"))
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+@pytest.mark.parametrize("strata", [None, 3])
+def test_equals_brute_force_with_and_without_ties(steps, strata):
+    q, c = vectors(1, 40, steps=steps), vectors(2, 90, steps=steps)
+    positives, ids = np.arange(40) * 2, np.random.default_rng(3).integers(0, 60, 90)
+    config = Numbers(tile=16, strata=strata)
+    mined = mine(q, c, positives, ids, config)
+    pools, scores = brute_force_pool(q, c, positives, ids, config)
+    assert mined.pool_sizes.tolist() == [len(p) for p in pools]
+    for n, (row, pool) in enumerate(zip(mined.indices, pools, strict=True)):
+        drawn = row[row >= 0]
+        assert set(drawn) <= set(pool) and len(set(drawn)) == len(drawn)
+        np.testing.assert_array_equal(mined.scores[n][row >= 0], scores[n, drawn])
+        if strata:
+            groups = [pool[3 * g : 3 * g + 3] for g in range(3)]
+            assert all(m in g if g else m == -1 for m, g in zip(row.tolist(), groups, strict=True))
+    everything = mine(q, c, positives, ids, replace(config, negatives=10, strata=None))
+    assert [sorted(r[r >= 0].tolist()) for r in everything.indices] == [sorted(p) for p in pools]
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+def test_the_size_of_the_tiles_changes_nothing(steps):
+    q, c = vectors(1, 50, 300, steps), vectors(2, 70, 300, steps)
+    results = [mine(q, c, np.arange(50), np.arange(70), Numbers(tile=t)) for t in (1, 7, 64, 2048)]
+    assert all(same(results[0], r) for r in results[1:])
+
+
+def test_mining_in_shards_gives_the_rows_of_mining_at_once():
+    q, c, positives, ids = vectors(1, 30), vectors(2, 60), np.arange(30), np.arange(60)
+    whole = mine(q, c, positives, ids, Numbers())
+    for a, b in ((0, 11), (11, 30)):
+        shard = mine(q[a:b], c, positives[a:b], ids, Numbers(tile=5), first_query=a)
+        np.testing.assert_array_equal(shard.indices, whole.indices[a:b])
+    assert not np.array_equal(mine(q, c, positives, ids, Numbers(seed=1)).indices, whole.indices)
+
+
+def test_a_worked_case():
+    """One query at 0 degrees: the positive scores 0.8, so with ε = 0.5 only what scores at most 0.4 is left, the best two first."""
+    c = np.array([[0.8, 0.6], [0.6, 0.8], [0.4, 0.9], [0.4, -0.9], [0.3, 0.9], [-1, 0]], dtype=np.float32)
+    mined = mine(np.array([[1, 0]], dtype=np.float32), c, [0], np.arange(6), Numbers(epsilon=0.5, pool=2, negatives=2))
+    assert sorted(mined.indices[0].tolist()) == [2, 3]
+    np.testing.assert_array_equal(mined.scores, np.float32([[0.4, 0.4]]))
+    assert mined.positive_scores == np.float32(0.8)
+    assert mined.counts == {"queries": 1, "too_few": 0, "empty": 0, "full_pool": 1}
+
+
+def test_the_threshold_comes_before_the_top_of_the_ranking():
+    """Twelve captions lie above the threshold: the ten best overall are all too good, yet five good negatives are found below."""
+    cosines = np.array([0.9] + [0.89] * 12 + [0.5, 0.4, 0.3, 0.2, 0.1])
+    c = np.stack([cosines, np.sqrt(1 - cosines**2)], 1).astype(np.float32)
+    mined = mine(np.float32([[1, 0]]), c, [0], np.arange(18), Numbers(negatives=5))
+    top_ten_first = [m for m in np.argsort(-cosines, kind="stable")[:10] if cosines[m] <= 0.95 * 0.9]
+    assert top_ten_first == []
+    assert sorted(mined.indices[0].tolist()) == [13, 14, 15, 16, 17]
+
+
+def test_a_negative_positive_score_admits_nothing_above_it():
+    s = torch.tensor([0.8, -0.8, 0.0])
+    torch.testing.assert_close(threshold(s, 0.95), torch.tensor([0.76, -0.84, 0.0]))
+    assert (threshold(s, 0.95) <= s).all() and threshold(s, 1.0).equal(s)
+    assert threshold(s, None).isinf().all()
+
+
+def test_captions_that_say_the_same_are_excluded():
+    c = vectors(2, 20)
+    ids = np.array([7] * 10 + list(range(100, 110)))
+    mined = mine(c[:10], c, np.arange(10), ids, Numbers(epsilon=None, pool=20, negatives=10))
+    assert all(sorted(row) == list(range(10, 20)) for row in mined.indices.tolist())
+
+
+def test_queries_with_too_few_candidates_are_counted_and_kept():
+    q = np.float32([[1, 0], [0, 1], [1, 0]])
+    c = np.float32([[1, 0], [0, 1], [0.9, 0.1], [0.99, 0.2]])
+    mined = mine(q, c, [0, 1, 2], [0, 1, 2, 2], Numbers(epsilon=0.95, pool=3, negatives=3))
+    assert mined.indices.shape == (3, 3)
+    assert mined.pool_sizes.tolist() == [2, 3, 1]
+    assert (mined.indices >= 0).sum(1).tolist() == [2, 3, 1]
+    assert np.isnan(mined.scores).tolist() == (mined.indices < 0).tolist()
+    assert mined.counts == {"queries": 3, "too_few": 2, "empty": 0, "full_pool": 1}
+
+
+class Largest(TorchDispatchMode):
+    """The number of bytes of the largest tensor made while it is on."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        sizes = [t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.bytes = max([self.bytes, *sizes])
+        return out
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    largest = {}
+    for m in (500, 4000):
+        vectors(2, m).tofile(tmp_path / f"{m}.bin")
+        c = np.memmap(tmp_path / f"{m}.bin", dtype=np.float32, mode="r", shape=(m, 6))
+        with Largest() as watch:
+            mine(vectors(1, 100), c, np.arange(100), np.arange(m), Numbers(tile=32))
+        largest[m] = watch.bytes
+    assert largest[500] == largest[4000] <= 8 * 32 * (32 + 10)
+
+
+def test_random_negatives_avoid_equal_captions_and_repeat_with_the_seed():
+    ids = np.array([0, 0, 0, 1, 2, 3, 4, 5])
+    drawn = random_negatives(np.arange(8), ids, 5, seed=3)
+    assert all(ids[m] != ids[n] for n, row in enumerate(drawn) for m in row)
+    assert all(len(set(row)) == 5 for row in drawn.tolist())
+    np.testing.assert_array_equal(drawn[3:], random_negatives(np.arange(3, 8), ids, 5, seed=3, first_query=3))
+    assert random_negatives([0], np.array([0, 0, 1]), 2, seed=0).tolist() == [[2, -1]]
+    often = random_negatives(np.zeros(4000, dtype=int), ids, 1, seed=0).ravel()
+    assert np.bincount(often, minlength=8)[3:].min() > 700, "every allowed candidate about equally often"
+
+
+def test_similarities_are_those_of_the_matrix_product():
+    q, c = vectors(1, 9), vectors(2, 12)
+    indices = np.array([[0, 11, -1]] * 9)
+    found = similarities(q, c, indices, tile=4)
+    np.testing.assert_allclose(found[:, :2], (q @ c.T)[:, [0, 11]], rtol=1e-6)
+    assert np.isnan(found[:, 2]).all()
+
+
+def test_the_audit_counts_negatives_that_are_true_of_the_picture():
+    shows = [[["owl", "red"], ["key", "blue"]], [["cat", "pink"]]]
+    claims = [[["owl", "red"]], [["cat", "pink"]], [["key", "blue"], ["cat", "pink"]], [["key", "blue"]]]
+    scores = np.float32([[0.6, 0.4], [0.2, np.nan]])
+    mined = Mined(np.array([[3, 2], [2, -1]]), scores, np.float32([0.9, 0.7]), np.array([2, 1]), {"too_few": 1})
+    found = audit(mined, np.array([[1, 2], [0, 3]]), np.float32([[0.0, 0.1], [0.1, 0.2]]), shows, claims)
+    assert (found["mined_false_negatives"], found["mined_pairs"]) == (1, 3)
+    assert found["mined_false_negative_rate"] == pytest.approx(1 / 3)
+    assert found["random_false_negative_rate"] == 0
+    assert found["mined_similarity"] == pytest.approx(0.4) and found["random_similarity"] == pytest.approx(0.1)
+    assert found["positive_similarity"] == pytest.approx(0.8) and found["too_few"] == 1
+    with pytest.raises(ValueError, match="caption 1 claims nothing"):
+        audit(mined, np.zeros((2, 2), dtype=int), scores, shows, [claims[0], [], *claims[2:]])
+
+
+def broken(row):
+    x = vectors(1, 4)
+    x[row] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("q", "c", "positives", "ids", "change", "message"),
+    [
+        (vectors(1, 4), vectors(1, 4, 5), range(4), range(4), {}, r"\[4, 6\].*\[4, 5\]"),
+        (vectors(1, 4), vectors(1, 4), [0, 1, 2, 4], range(4), {}, "query 3 has caption 4; there are 4"),
+        (vectors(1, 4), vectors(1, 4), range(4), range(3), {}, "4 candidates as many ids"),
+        (broken(2), vectors(1, 4), range(4), range(4), {}, "query 2 is not finite"),
+        (vectors(1, 4), broken(3), [0, 1, 2, 0], range(4), {"tile": 2}, "candidate 3 is not finite"),
+        (vectors(1, 4), broken(1), [0, 1, 2, 0], range(4), {}, "candidate 1 is not finite"),
+        (vectors(1, 4), vectors(1, 4), range(4), range(4), {"epsilon": 1.5}, "epsilon is 1.5"),
+        (vectors(1, 4), vectors(1, 4), range(4), range(4), {"strata": 5}, "pool 10, negatives 3, strata 5"),
+    ],
+)
+def test_bad_input_is_named(q, c, positives, ids, change, message):
+    with pytest.raises(ValueError, match=message):
+        mine(q, c, list(positives), list(ids), replace(Numbers(), **change))
