@@ -1,0 +1,157 @@
+"""Retrieval scores: ranks with pessimistic ties, R@k, bootstrap intervals over pictures.
+
+(1) `ranks` of given scores; (2) `ranks_from_embeddings` in blocks, without a matrix of all scores; (3) image ↔ text retrieval with several
+right captions; (4) `recall`, `bootstrap_interval` and a `table_row` of both. A rank is the number of *other* candidates that score as
+high as the right one or higher, so 0 is best, a collapsed model has the worst ranks, and a hit at k is rank < k.
+**Caveat:** R@k falls with the number of candidates; compare it only between systems that chose among the same ones.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+KS = (1, 5, 10)
+
+
+# --- ranks ----------------------------------------------------------------------------------------------------------------------
+
+
+def ranks(scores: np.ndarray | Iterable[np.ndarray], gold: np.ndarray, block: int = 512, tolerance: float = 0.0) -> np.ndarray:
+    """Rank of each query's right candidate.
+
+    Args:
+        scores: float[Q, C], or an iterable of its blocks of rows, float[b, C].
+        gold: int[Q], the right candidate of each query.
+        tolerance: scores lower by no more than this are ties as well.
+    Returns:
+        int64[Q], 0 to C - 1; and C, worse than any, for a row that holds NaN (a warning says how many).
+    Raises:
+        ValueError: shapes that do not fit, or a gold that is no candidate.
+    """
+    gold = np.asarray(gold)
+    if gold.ndim != 1 or gold.dtype.kind not in "iu":
+        raise ValueError(f"right candidates should be whole numbers in one row, not {gold.dtype} of shape {gold.shape}")
+    out, done = np.empty(len(gold), dtype=np.int64), 0
+    broken = []
+    for part in _blocks(np.asarray(scores), block) if hasattr(scores, "ndim") else scores:
+        right = _gold_of(part, gold[done : done + len(part)], done)
+        at_gold = part[np.arange(len(part)), right]  # b
+        out[done : done + len(part)] = (part >= (at_gold - tolerance)[:, None]).sum(1) - 1
+        nan = np.flatnonzero(np.isnan(part).any(1)) + done
+        out[nan] = part.shape[1]
+        broken += nan.tolist()
+        done += len(part)
+    if done != len(gold):
+        raise ValueError(f"{done} rows of scores for {len(gold)} right candidates")
+    if broken:
+        warnings.warn(f"{len(broken)} of {done} rows of scores hold NaN, the first is row {broken[0]}: all count as missed", stacklevel=2)
+    return out
+
+
+def _blocks(scores: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """Views of `block` rows."""
+    return (scores[i : i + block] for i in range(0, len(scores), block))
+
+
+def _gold_of(scores: np.ndarray, gold: np.ndarray, first: int) -> np.ndarray:
+    """`gold` of the rows of one block, checked."""
+    if scores.ndim != 2 or len(gold) != len(scores):
+        raise ValueError(f"scores of shape {scores.shape} from row {first} for {len(gold)} right candidates")
+    wrong = np.flatnonzero((gold < 0) | (gold >= scores.shape[1]))
+    if len(wrong):
+        raise ValueError(f"the right candidate of row {first + wrong[0]} is {gold[wrong[0]]}, of {scores.shape[1]} candidates")
+    return gold
+
+
+def ranks_from_embeddings(q_emb: np.ndarray, c_emb: np.ndarray, gold: np.ndarray, block: int = 512, tolerance: float = 1e-6) -> np.ndarray:
+    """Ranks of q_emb · c_embᵀ, `block` queries at a time.
+
+    Args:
+        q_emb, c_emb: float32[Q, D] and float32[C, D], unit vectors.
+        gold: int[Q].
+        tolerance: about the rounding of a float32 product, so that equal texts tie although they were embedded in other batches.
+    Returns:
+        int64[Q], as `ranks`.
+    """
+    return ranks(_products(q_emb, c_emb, block), gold, tolerance=tolerance)
+
+
+def _products(q_emb: np.ndarray, c_emb: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """float32[b, C] after float32[b, C] of q_emb · c_embᵀ."""
+    if q_emb.ndim != 2 or c_emb.ndim != 2 or q_emb.shape[1] != c_emb.shape[1]:
+        raise ValueError(f"queries of shape {q_emb.shape} against candidates of shape {c_emb.shape}")
+    return (q_emb[i : i + block] @ c_emb.T for i in range(0, len(q_emb), block))
+
+
+# --- image ↔ text ---------------------------------------------------------------------------------------------------------------
+
+
+def image_to_text(image_emb: np.ndarray, text_emb: np.ndarray, owner: np.ndarray, block: int = 512, tolerance: float = 1e-6) -> np.ndarray:
+    """Rank of the best of each picture's own captions: how many captions of other pictures score as high or higher.
+
+    Args:
+        image_emb, text_emb: float32[I, D] and float32[T, D], unit vectors.
+        owner: int[T], the picture of each caption.
+    Returns:
+        int64[I]; a picture whose scores hold NaN has a rank above T, with a warning.
+    Raises:
+        ValueError: shapes that do not fit, or a picture without caption.
+    """
+    owner = np.asarray(owner)
+    texts, images = len(text_emb), len(image_emb)
+    if owner.shape != (texts,) or not np.array_equal(np.unique(owner), np.arange(images)):
+        raise ValueError(f"owner of shape {owner.shape} must name a picture for each of {texts} captions, and each of {images} pictures")
+    return ranks(_best_own_first(image_emb, text_emb, owner, block), np.zeros(len(image_emb), dtype=np.int64), tolerance=tolerance)
+
+
+def _best_own_first(image_emb: np.ndarray, text_emb: np.ndarray, owner: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """Blocks float32[b, 1 + T]: the best score among the own captions, then all scores with the own ones at -inf."""
+    first = 0
+    for part in _products(image_emb, text_emb, block):
+        own = owner[None] == np.arange(first, first + len(part))[:, None]  # b, T
+        best = np.where(own, part, -np.inf).max(1, keepdims=True)
+        yield np.concatenate([best, np.where(own, -np.inf, part)], axis=1)
+        first += len(part)
+
+
+def text_to_image(text_emb: np.ndarray, image_emb: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """int64[T]: rank of each caption's picture, owner int[T], among the pictures."""
+    return ranks_from_embeddings(text_emb, image_emb, owner)
+
+
+# --- figures of merit -----------------------------------------------------------------------------------------------------------
+
+
+def recall(rank: np.ndarray, k: int) -> float:
+    """R@k in per cent: the share of queries with fewer than k other candidates at or above the right one."""
+    if k < 1 or len(rank) == 0:
+        raise ValueError(f"R@{k} of {len(rank)} queries; at least R@1 of one query was expected")
+    return 100 * float(np.mean(np.asarray(rank) < k))
+
+
+def bootstrap_interval(hits: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of `hits`, in per cent; whole groups are drawn, as the queries of one picture hang together.
+
+    Args:
+        hits: bool[Q]. groups: [Q], the picture of each query.
+        level: share of the draws inside the interval.
+    Returns:
+        (low, high). **Caveat:** of this set of pictures alone; how weights vary with the seed of training is not in it.
+    """
+    hits, (_, group) = np.asarray(hits), np.unique(groups, return_inverse=True)
+    if len(hits) != len(group) or len(hits) == 0 or not 0 < level < 1:
+        raise ValueError(f"{len(hits)} hits in {len(group)} group labels at level {level}")
+    size = np.bincount(group)  # G: queries of each group
+    found = np.bincount(group, weights=hits)  # G: hits of each group
+    times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=draws)  # draws, G
+    means = 100 * (times @ found) / (times @ size)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def table_row(system: str, rank: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict:
+    """One row of a results table: system, r1, r5, r10, the 95 % interval r1_low to r1_high (all per cent), and n queries."""
+    low, high = bootstrap_interval(np.asarray(rank) < 1, groups, seed=seed)
+    found = {f"r{k}": recall(rank, k) for k in KS}
+    return {"system": system, **found, "r1_low": low, "r1_high": high, "n": len(rank)}
