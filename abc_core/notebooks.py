@@ -1,0 +1,150 @@
+"""Run notebooks with the numbers of a profile, so that nothing half-run is ever taken for finished.
+
+Steps: (1) `literals` reads a notebook's parameters cell; (2) `parameters` lays the profile's YAML over it and checks names and types;
+(3) `run_notebook` executes a copy through papermill and renames it once every cell has run.
+"""
+
+import ast
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abc_core import paths
+from abc_core.config import describe
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped before its end; the message has the cell's error and the name of the partial copy."""
+
+
+def find() -> list[Path]:
+    """All numbered notebooks, in their order."""
+    return sorted((paths.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def executed(notebook: Path, profile: str) -> Path:
+    """Where the executed copy goes."""
+    return paths.inside(paths.RUNS, profile) / "notebooks" / notebook.name
+
+
+def params_file(notebook: Path, profile: str) -> Path:
+    """Where a profile's overrides are, if it has any."""
+    return paths.inside(paths.ROOT / "params", profile) / f"{notebook.stem}.yaml"
+
+
+# --- 1, 2. parameters ---------------------------------------------------------------------------------------------------------
+
+
+def literals(notebook: Path) -> dict[str, Any]:
+    """Names and values of the cell tagged "parameters".
+
+    Raises:
+        ValueError: not exactly one such cell, or a line of it that is not `name = literal`.
+    """
+    cells = json.loads(notebook.read_text())["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook.name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
+    source = "".join(tagged[0]["source"])
+    values = {}
+    for node in ast.parse(source, notebook.name).body:
+        try:
+            (target,) = node.targets
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError) as error:
+            line = ast.get_source_segment(source, node)
+            raise ValueError(f"{notebook.name}, parameters cell, line {node.lineno}: {line!r} is not `name = literal`") from error
+    return values
+
+
+def parameters(notebook: Path, profile: str) -> dict[str, Any]:
+    """What is injected into a notebook: the profile's overrides, if any, and the profile's name.
+
+    Raises:
+        ValueError: an unknown profile or parameter, or a value whose type is not that of the notebook's literal.
+    """
+    folder, source = paths.ROOT / "params", params_file(notebook, profile)
+    if profile != "default" and not source.parent.is_dir():
+        known = sorted({"default", *(p.name for p in folder.iterdir() if p.is_dir())} if folder.is_dir() else {"default"})
+        raise ValueError(f"unknown profile {profile!r}; known are {', '.join(known)}")
+    try:
+        given = (yaml.safe_load(source.read_text()) or {}) if source.exists() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{source} holds {describe(given)}; it must be a list of lines `name: value`")
+    known = literals(notebook)
+    for name, value in ({"profile": profile} | given).items():
+        if name not in known:
+            raise ValueError(f"{source}: {notebook.name} has no parameter {name!r}; it has {', '.join(known)}")
+        if not _alike(value, known[name]):
+            raise ValueError(f"{source}: {name} = {describe(value)}; the notebook's own value is {describe(known[name])}")
+    if given.get("profile", profile) != profile:
+        raise ValueError(f"{source}: profile = {given['profile']!r}, but its folder says {profile!r}")
+    return given | {"profile": profile}
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """May `value` stand where `default` does? An int may for a float, anything for None, a list for a list of its kinds."""
+    if default is None:
+        return True
+    if isinstance(default, list | tuple):
+        return isinstance(value, list) and all(not default or any(_alike(v, d) for d in default) for v in value)
+    if isinstance(default, float) and type(value) is int:
+        return True
+    return type(value) is type(default)
+
+
+# --- 3. running ---------------------------------------------------------------------------------------------------------------
+
+
+def run_notebook(notebook: Path, profile: str = "default") -> Path:
+    """Execute a copy of a notebook with a profile's parameters, showing what it prints; returns the executed copy.
+
+    The copy is NAME.partial.ipynb until every cell has run. Whether it did is told by the exception alone: after a dead kernel the
+    copy still says that every cell completed.
+
+    Raises:
+        ValueError: the parameters do not fit; nothing has run. NotebookFailed: a cell failed, or the kernel died.
+        KeyboardInterrupt: with the same kind of message.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    values, output = parameters(notebook, profile), executed(notebook, profile)
+    partial = output.with_suffix(".partial.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    started = time.perf_counter()
+    print(f"{notebook.stem} ({profile}) starts", flush=True)
+    try:
+        papermill.execute_notebook(
+            notebook, partial, parameters=values, kernel_name="python3", language="python", cwd=str(notebook.parent),
+            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, iopub_timeout=60,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}\n\n{trace}\n"
+        raise NotebookFailed(_stopped(notebook, started, what, partial)) from error
+    except (DeadKernelError, CellTimeoutError) as error:
+        raise NotebookFailed(_stopped(notebook, started, f"{type(error).__name__}: {error}", partial)) from error
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_stopped(notebook, started, "interrupted; run again to go on", partial)) from stop
+    partial.rename(output)
+    print(f"{notebook.stem} ({profile}) done in {_clock(started)}", flush=True)
+    return output
+
+
+def _stopped(notebook: Path, started: float, what: str, partial: Path) -> str:
+    return f"{notebook.name} stopped after {_clock(started)}: {what}\nWhat it did until then: {partial}"
+
+
+def _clock(started: float) -> str:
+    """Time since `started`, as minutes:seconds."""
+    seconds = round(time.perf_counter() - started)
+    return f"{seconds // 60}:{seconds % 60:02d} min"

@@ -1,0 +1,219 @@
+"""notebooks: parameters are checked before anything runs, a copy is whole or partial, the graph skips and resumes; and the contract."""
+
+import ast
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from doit.cmd_base import ModuleTaskLoader
+from doit.doit_cmd import DoitMain
+
+from abc_core import notebooks, paths
+
+kernel = pytest.mark.allow_hosts(["127.0.0.1"])  # Jupyter talks to its kernel over the loopback interface
+PARAMETERS = 'profile = "default"\nsteps = 100  # how many\nrate = 0.5\nnames = ["a", "b"]\nlimit = None\nfast = False'
+
+
+@pytest.fixture
+def root(tmp_path, runs, monkeypatch):
+    """A repository with one notebook, 00_small, whose cell writes its parameters down."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    write(tmp_path, "00_small", 'print("profile", profile, "steps", steps)')
+    return tmp_path
+
+
+def write(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, *map(nbformat.v4.new_code_cell, cells)]), path)
+    return path
+
+
+def override(root: Path, text: str, profile: str = "smoke", name: str = "00_small") -> Path:
+    path = root / "params" / profile / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return root / "notebooks" / f"{name}.ipynb"
+
+
+def test_the_literals_of_the_parameters_cell_are_read_without_running_it(root):
+    (notebook,) = notebooks.find()
+    assert notebooks.literals(notebook) == {
+        "profile": "default", "steps": 100, "rate": 0.5, "names": ["a", "b"], "limit": None, "fast": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["steps = 2 * 50", "import os", "a = b = 1", "steps: int = 3", "print(1)"])
+def test_a_parameters_cell_holds_literals_only(root, line):
+    notebook = write(root, "01_bad", parameters=f'profile = "default"\n{line}')
+    with pytest.raises(ValueError, match=r"01_bad\.ipynb, parameters cell, line 2: .* is not `name = literal`"):
+        notebooks.literals(notebook)
+
+
+def test_a_profile_lays_its_numbers_over_the_notebooks(root):
+    notebook = override(root, "steps: 3\nrate: 1\nnames: [c]\nlimit: 0.5\n")
+    assert notebooks.parameters(notebook, "smoke") == {"steps": 3, "rate": 1, "names": ["c"], "limit": 0.5, "profile": "smoke"}
+    assert notebooks.parameters(notebook, "default") == {"profile": "default"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", r"00_small\.yaml: 00_small\.ipynb has no parameter 'stepz'; it has profile, steps, rate, names, limit, fast"),
+        ("rate: 1e-4", r"00_small\.yaml: rate = '1e-4' is of type str .*1\.0e-4.* own value is 0\.5 is of type float"),
+        ("steps: 2.5", r"steps = 2\.5 is of type float"),
+        ("steps: true", r"steps = True is of type bool"),
+        ("fast: 1", r"fast = 1 is of type int"),
+        ("names: [1]", r"names = \[1\] is of type list"),
+        ("profile: a100", r"profile = 'a100', but its folder says 'smoke'"),
+        ("- steps", r"00_small\.yaml holds \['steps'\]"),
+        ("a: [", r"00_small\.yaml is not YAML"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_refused_with_file_name_and_value(root, text, message):
+    with pytest.raises(ValueError, match=message):
+        notebooks.parameters(override(root, text), "smoke")
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones(root):
+    notebook = override(root, "steps: 3")
+    with pytest.raises(ValueError, match="unknown profile 'smok'; known are default, smoke"):
+        notebooks.parameters(notebook, "smok")
+
+
+@kernel
+def test_a_notebook_runs_with_the_profiles_parameters_and_shows_what_it_prints(root, capsys):
+    output = notebooks.run_notebook(override(root, "steps: 3"), "smoke")
+    assert output == paths.RUNS / "smoke" / "notebooks" / "00_small.ipynb"
+    assert "profile smoke steps 3" in output.read_text()
+    shown = capsys.readouterr().out
+    assert "profile smoke steps 3" in shown and "00_small (smoke) done in 0:" in shown
+    assert [p.name for p in output.parent.iterdir()] == ["00_small.ipynb"]
+
+
+@kernel
+def test_a_failing_cell_stops_the_notebook_with_its_error_and_leaves_only_a_partial_copy(root):
+    notebook = write(root, "00_small", "rows = []", 'raise ValueError("row 7 has no caption")', "open('after', 'w')")
+    stale = notebooks.executed(notebook, "default")
+    stale.parent.mkdir(parents=True)
+    stale.write_text("an older, whole copy")
+    with pytest.raises(notebooks.NotebookFailed, match=r"00_small\.ipynb stopped .*raised ValueError: row 7 has no caption"):
+        notebooks.run_notebook(notebook)
+    assert [p.name for p in stale.parent.iterdir()] == ["00_small.partial.ipynb"]
+    assert not (notebook.parent / "after").exists()
+
+
+@kernel
+def test_a_dead_kernel_is_a_failure(root):
+    notebook = write(root, "00_small", "import os\nos._exit(3)")
+    with pytest.raises(notebooks.NotebookFailed, match="DeadKernelError"):
+        notebooks.run_notebook(notebook)
+    assert not notebooks.executed(notebook, "default").exists()
+
+
+@kernel
+def test_ctrl_c_ends_the_notebook_and_leaves_only_a_partial_copy(root):
+    notebook = write(root, "00_small", "import time\nprint('waiting', flush=True)\ntime.sleep(60)")
+    call = f"from pathlib import Path; from abc_core import notebooks; notebooks.run_notebook(Path({str(notebook)!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", call], env=os.environ | {"ABC_RUNS": str(paths.RUNS)}, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    shown = process.stdout.readline() + process.stdout.readline()
+    assert "waiting" in shown
+    process.send_signal(signal.SIGINT)
+    shown = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "00_small.ipynb stopped after" in shown and "interrupted; run again to go on" in shown
+    assert not notebooks.executed(notebook, "default").exists()
+
+
+# --- the graph ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doit(root, monkeypatch):
+    """Runs the graph of the real dodo.py over the notebooks of `root`; returns (exit code, notebooks that ran)."""
+    ran = []
+
+    def run_notebook(notebook, profile):
+        ran.append(notebook.stem)
+        if "raise" in notebook.read_text():
+            raise notebooks.NotebookFailed(f"{notebook.name} stopped: what the cell said")
+        output = notebooks.executed(notebook, profile)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(notebook.read_text())
+
+    monkeypatch.setattr(notebooks, "run_notebook", run_notebook)
+
+    def call(profile="default"):
+        ran.clear()
+        monkeypatch.setenv("ABC_PROFILE", profile)
+        dodo = runpy.run_path(str(Path(__file__).parents[1] / "dodo.py"))
+        return DoitMain(ModuleTaskLoader(dodo)).run(["run", "-o", str(root / "report")]), list(ran)
+
+    return call
+
+
+def test_the_graph_runs_in_order_skips_what_is_up_to_date_and_goes_on_where_it_failed(root, doit):
+    write(root, "01_next", "raise ValueError")
+    write(root, "02_last", "x = 1")
+    assert doit() == (1, ["00_small", "01_next"])
+    assert "01_next.ipynb stopped: what the cell said" in (root / "report").read_text()
+    write(root, "01_next", "x = 1")
+    assert doit() == (0, ["01_next", "02_last"])
+    assert doit() == (0, [])
+
+
+def test_an_edit_of_a_parameter_runs_the_notebook_again_and_other_profiles_not(root, doit):
+    override(root, "steps: 3")
+    assert doit("smoke") == (0, ["00_small"])
+    assert doit("default") == (0, ["00_small"])
+    override(root, "steps: 4")
+    assert doit("smoke") == (0, ["00_small"])
+    assert doit("default") == (0, [])
+
+
+def test_a_parameter_of_the_last_notebook_that_does_not_fit_stops_the_graph_before_the_first(root, doit, capsys):
+    write(root, "01_next", "x = 1")
+    override(root, "steps: few", name="01_next")
+    code, ran = doit("smoke")
+    assert code != 0 and ran == []
+    assert "01_next.yaml: steps = 'few' is of type str" in capsys.readouterr().err
+
+
+# --- the notebooks of this repository -----------------------------------------------------------------------------------------
+
+NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_follows_the_contract(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    first, second, last = cells[0], cells[1], cells[-1]
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {notebook.stem[:2]} · ")
+    for word in ("**Question", "**Reads", "**Writes", "**Cost"):
+        assert word in first.source, f"the first cell does not say {word}"
+    assert second.metadata.get("tags") == ["parameters"], "the second cell is not tagged 'parameters'"
+    assert notebooks.literals(notebook)["profile"] == "default"
+    assert last.cell_type == "markdown" and "What we saw" in last.source
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, f"cell {number} carries outputs"
+            assert len(cell.source.splitlines()) <= 25, f"cell {number} is longer than 25 lines"
+            assert not any(line.lstrip().startswith(("!", "%")) for line in cell.source.splitlines()), f"cell {number} leaves Python"
+            ast.parse(cell.source)
+
+
+@pytest.mark.parametrize("path", sorted((paths.ROOT / "params").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_numbers_of_every_profile_fit_their_notebook(path):
+    notebook = paths.ROOT / "notebooks" / f"{path.stem}.ipynb"
+    assert notebook.exists(), f"{path} is of no notebook"
+    assert json.loads(json.dumps(notebooks.parameters(notebook, path.parent.name)))["profile"] == path.parent.name
