@@ -29,7 +29,9 @@ _NOT_OBJECTS = re.compile(
     r"dotted|copyright|registered|recycl|recycling|trade|om$|cross|star of|peace|yin|menorah|atom|radioactive|biohazard|prohibited|"
     r"no |non-|up$|down$|left|right|curly|loop|part alternation|Fitzpatrick|tag |regional|fog|wind$|snowflake|comet|"
     r"sun|cloud|rainbow|star|sparkle|dizzy|sweat|collision|hole|speech|thought|thumb|palm|fist|footprints|merperson|elf|genie|"
-    r"bald|construction|cooking|warning|ninja|mate$|red |green |white |black |blue |small|suit|arrival|card|disk$|japanese|hindu|grinning|pouting|e mail|t rex|x ray|t shirt|vampire|zombie|fairy|mage|troll|hero|villain|guard|detective|santa|mrs|bride|prince|princess|officer|worker|snowboarder|swimmer|surfer"
+    r"bald|construction|cooking|warning|ninja|mate$|red |green |white |black |blue |small|suit|arrival|card|disk$|japanese|hindu|"
+    r"grinning|pouting|e mail|t rex|x ray|t shirt|vampire|zombie|fairy|mage|troll|hero|villain|guard|detective|santa|mrs|bride|"
+    r"prince|princess|officer|worker|snowboarder|swimmer|surfer"
 )
 _PLURAL_OR_MASS = re.compile(
     r"\b(glasses|goggles|jeans|shorts|socks|gloves|chopsticks|scissors|bacon|rice|ice|curry|bread|cheese|salt|money|luggage|"
@@ -40,7 +42,7 @@ _PLURAL_OR_MASS = re.compile(
 
 @dataclass(frozen=True)
 class Glyph:
-    """One sprite: its name as captions use it ("hot dog"), its picture, uint8[SIDE, SIDE, 4], and the name of the look-alike it is filed with."""
+    """One sprite: its name as captions use it ("hot dog"), its picture uint8[SIDE, SIDE, 4], and the look-alike that it is filed with."""
 
     name: str
     rgba: np.ndarray
@@ -98,11 +100,16 @@ def _openmoji():
 
 def _folder(source: Path):
     """(name, loader) of every PNG in a folder; the file's stem is its name."""
-    paths = sorted(Path(source).glob("*.png"))
+    paths = {}
+    for path in sorted(Path(source).glob("*.png")):
+        name = path.stem.replace("_", " ").lower()
+        if name in paths:
+            raise ValueError(f"{path} and {paths[name].name} are both named {name!r}; captions could not tell them apart")
+        paths[name] = path
     if not paths:
         raise FileNotFoundError(f"no .png pictures in {source}")
-    for path in paths:
-        yield path.stem.replace("_", " ").lower(), lambda path=path: _square(Image.open(path).convert("RGBA"))
+    for name, path in paths.items():
+        yield name, lambda path=path: _square(Image.open(path).convert("RGBA"))
 
 
 def _square(image: Image.Image) -> np.ndarray:

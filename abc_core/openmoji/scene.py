@@ -88,18 +88,21 @@ def regions(scene: Scene) -> list[tuple[tuple[int, int, int, int], str, Card | N
     w, h, line = scene.width, scene.height, int(scene.height * scene.horizon)
     left = [c for c in scene.cards if c.box[0] + c.box[2] / 2 < w / 2]
     lower = [c for c in scene.cards if c.box[1] + c.box[3] / 2 > h / 2]
-    count = lambda cards: f"{words.NUMBERS[len(cards)]} thing" + "s" * (len(cards) != 1)  # noqa: E731
     large = [
         ((0, 0, w, h), f"{words.NUMBERS[len(scene.cards)]} cards under the sky"),
         ((0, 0, w, line), f"the sky of a {scene.look}"),
         ((0, line, w, h - line), f"the ground of a {scene.look}"),
-        ((0, 0, w // 2, h), f"{count(left)} on the left"),
-        ((0, h // 2, w, h - h // 2), f"{count(lower)} at the bottom"),
+        ((0, 0, w // 2, h), f"{_things(left)} on the left"),
+        ((0, h // 2, w, h - h // 2), f"{_things(lower)} at the bottom"),
     ]
     wording = np.random.default_rng(scene.seed).integers(len(words.CAPTIONS), size=len(scene.cards))
     return [(box, phrase, None) for box, phrase in large] + [
         (c.box, words.caption(c.meaning, int(k)), c) for c, k in zip(scene.cards, wording)
     ]
+
+
+def _things(cards: list[Card]) -> str:
+    return f"{words.NUMBERS[len(cards)]} thing" + "s" * (len(cards) != 1)
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:

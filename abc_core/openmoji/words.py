@@ -31,8 +31,8 @@ TRAIN = {
     ),
     "place": (
         "What is in the {x}?", "What can be seen in the {x}?", "Name the thing in the {x}.", "Which object is in the {x}?",
-        "What do you see in the {x}?", "Tell me what is in the {x}.", "Look at the {x}. What is there?", "What is the picture showing in the {x}?",
-        "What sits in the {x}?", "Which thing was placed in the {x}?",
+        "What do you see in the {x}?", "Tell me what is in the {x}.", "Look at the {x}. What is there?",
+        "What is the picture showing in the {x}?", "What sits in the {x}?", "Which thing was placed in the {x}?",
     ),
     "property": (
         "What is the {x} on?", "What is behind the {x}?", "Which colour and shape is behind the {x}?", "What was the {x} placed on?",
@@ -46,13 +46,21 @@ TRAIN = {
         "What is the largest thing?", "Which object is the largest?", "Name the largest object in the picture.",
         "What is on the largest one?", "Tell me what the biggest thing is.", "What can be seen on the biggest one?",
     ),
-    "look": ("Which colour and shape is in the {x}?", "What colour and shape do you see in the {x}?", "Tell me the colour and shape in the {x}."),
+    "look": (
+        "Which colour and shape is in the {x}?", "What colour and shape do you see in the {x}?", "Tell me the colour and shape in the {x}.",
+    ),
     "where": ("Where is the {x}?", "Where can the {x} be seen?", "Tell me where the {x} is.", "In which place is the {x}?"),
     "count": ("How many {x} are there?", "How many {x} can you see?", "Tell me how many {x} there are.", "What is the number of {x}?"),
 }  # fmt: skip
 HELD_OUT = {
-    "content": ("What does the {x} show?", "Which object do you see on the {x}?", "Can you name the object on the {x}?", "What was placed on the {x}?"),
-    "place": ("What does the {x} of the picture show?", "Which object do you see in the {x}?", "Can you name the object in the {x}?", "What was placed in the {x}?"),
+    "content": (
+        "What does the {x} show?", "Which object do you see on the {x}?", "Can you name the object on the {x}?",
+        "What was placed on the {x}?",
+    ),
+    "place": (
+        "What does the {x} of the picture show?", "Which object do you see in the {x}?", "Can you name the object in the {x}?",
+        "What was placed in the {x}?",
+    ),
     "property": ("What can be seen behind the {x}?", "Tell me which colour and shape the {x} is on.", "What do you see behind the {x}?"),
     "neighbour": ("What sits {x}?", "Which object do you see {x}?", "Can you name the object {x}?"),
     "size": ("Which thing is the largest in the picture?", "Can you name the biggest object?", "What is the biggest thing you see?"),

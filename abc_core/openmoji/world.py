@@ -9,7 +9,7 @@ vg/             Visual Genome regions + instructions.jsonl     stage 2 (training
 vg_test/        the same, held-out meanings and wordings       CtrlBench
 retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
 
-Each folder also has truth.jsonl (which meanings a picture shows, which a caption claims) for audits and the oracle alone.
+All but the first two also have truth.jsonl (which meanings a picture shows, which a caption claims), for audits and the oracle alone.
 
 The split is by meaning: of every family of look-alike glyphs, `HELD_OUT_COLOURS` of the ten colours are held out, with all shapes.
 """
@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from abc_core.openmoji import words
 from abc_core.openmoji.glyphs import ATTRIBUTION, load_glyphs
 from abc_core.openmoji.questions import REGION_KINDS, questions
 from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
+from abc_core.runlog import fingerprint
 
 VERSION = 2  # part of the fingerprint; raise it when a drawing or a wording changes
 HELD_OUT_COLOURS = 4
@@ -118,28 +119,35 @@ def _scene_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Me
 # --- writing ------------------------------------------------------------------------------------------------------------------
 
 
-def draw_part(root: Path, part: str, count: int, world: World = World(), report=lambda text: None) -> Path:  # noqa: B008
+def draw_part(root: Path, part: str, count: int, world: World = World(), report=None) -> Path:
     """The folder of one part of the world with `count` pictures, drawn first if it is not there yet, whole or not at all.
 
     Its name carries a fingerprint of everything that determines it, so another number or another version is another folder.
 
     Raises:
-        ValueError: an unknown part, or more scenes without a repeated meaning than there are meanings.
+        ValueError: an unknown part, no pictures, or more scenes without a repeated meaning than there are meanings.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r} of the world; known are {', '.join(PARTS)}")
+    if count < 1:
+        raise ValueError(f"{count} pictures of {part!r} were asked for; at least one is needed")
     facts = {"part": part, "count": count, "version": VERSION, **asdict(world)}
+    credit = ATTRIBUTION
+    if world.sprites is not None:
+        facts["sprites"] = fingerprint(Path(world.sprites))
+        credit = f"Pictures: those of the folder {Path(world.sprites).name}, under their own licence."
     folder = Path(root) / "openmoji" / f"{part}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder
-    report(f"drawing {count:,} pictures of {folder.name} …")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    PARTS[part](partial, count, world)
-    (partial / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
-    (partial / "world.json").write_text(json.dumps(facts, indent=1))
-    partial.rename(folder)
+    if report is not None:
+        report(f"drawing {count:,} pictures of {folder.name} …")
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    PARTS[part](unfinished, count, world)
+    (unfinished / "ATTRIBUTION.txt").write_text(credit + "\n")
+    (unfinished / "world.json").write_text(json.dumps(facts, indent=1))
+    unfinished.rename(folder)
     return folder
 
 
@@ -183,13 +191,13 @@ def _retrieval(path: Path, count: int, world: World) -> None:
 
 # Part -> function(path, count, world) that writes it; the table in the module's docstring says what each is for.
 PARTS = {
-    "backbone": lambda path, count, world: _conversations(path, count, world, LESSON, held_out=False),
-    "backbone_test": lambda path, count, world: _conversations(path, count, world, FULL, held_out=True),
-    "cc": lambda path, count, world: _pairs(path, count, world, LOOKS, held_out=False),
-    "cc_val": lambda path, count, world: _pairs(path, count, world, LOOKS, held_out=False),
-    "cc_ood": lambda path, count, world: _pairs(path, count, world, OOD_LOOKS, held_out=True),
-    "vg": lambda path, count, world: _regions(path, count, world, held_out=False),
-    "vg_test": lambda path, count, world: _regions(path, count, world, held_out=True),
+    "backbone": partial(_conversations, mix=LESSON, held_out=False),
+    "backbone_test": partial(_conversations, mix=FULL, held_out=True),
+    "cc": partial(_pairs, looks=LOOKS, held_out=False),
+    "cc_val": partial(_pairs, looks=LOOKS, held_out=False),
+    "cc_ood": partial(_pairs, looks=OOD_LOOKS, held_out=True),
+    "vg": partial(_regions, held_out=False),
+    "vg_test": partial(_regions, held_out=True),
     "retrieval": _retrieval,
 }
 
@@ -231,7 +239,8 @@ def _conversation(i: int, scene: Scene, rng: np.random.Generator, held_out: bool
     talk = []
     for k, (_, question, answer) in enumerate(turns):
         talk += [{"from": "human", "value": ("<image>\n" if k == 0 else "") + question}, {"from": "gpt", "value": answer}]
-    return {"id": i, "image": f"images/{i:06d}.jpg", "width": scene.width, "height": scene.height, "kinds": [kind for kind, _, _ in turns], "conversations": talk}
+    picture = {"id": i, "image": f"images/{i:06d}.jpg", "width": scene.width, "height": scene.height}
+    return picture | {"kinds": [kind for kind, _, _ in turns], "conversations": talk}
 
 
 def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out: bool) -> None:
@@ -262,7 +271,8 @@ def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out:
 def _karpathy(i: int, captions: list) -> dict:
     """One image record of a Karpathy split, in its test part."""
     sentences = [{"tokens": c.split(), "raw": c, "imgid": i, "sentid": 5 * i + k} for k, (c, _) in enumerate(captions)]
-    return {"filename": f"{i:06d}.jpg", "filepath": "images", "imgid": i, "split": "test", "sentids": [s["sentid"] for s in sentences], "sentences": sentences}
+    picture = {"filename": f"{i:06d}.jpg", "filepath": "images", "imgid": i, "split": "test"}
+    return picture | {"sentids": [s["sentid"] for s in sentences], "sentences": sentences}
 
 
 def _meanings(scene: Scene) -> list[Meaning]:
