@@ -1,0 +1,56 @@
+"""Atomic checkpoints in safetensors: tensors, optimizer state and plain numbers, no pickle.
+
+A checkpoint is one file, written beside its place and renamed, so it is whole or absent; the last good one stays until then.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], optimizers: dict[str, torch.optim.Optimizer] | None = None, **numbers) -> None:
+    """Write `tensors`, the state of each named optimizer and JSON-able `numbers` into one file, atomically and durably."""
+    path = Path(path)
+    flat = {f"tensor/{k}": v for k, v in tensors.items()}
+    for name, optimizer in (optimizers or {}).items():
+        for index, state in optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer/{name}/{index}/{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({k: v.detach().contiguous().clone() for k, v in flat.items()}, partial, metadata={"numbers": json.dumps(numbers)})
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"could not write the checkpoint {path}: {error}. Is the disk full? The previous checkpoint is intact.") from error
+
+
+def load(path: Path, optimizers: dict[str, torch.optim.Optimizer] | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read a checkpoint: returns (tensors, numbers) and puts the state back into the named optimizers.
+
+    Raises:
+        ValueError: the file is not a checkpoint, or lacks the state of an optimizer.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            flat = {k: handle.get_tensor(k) for k in handle.keys()}
+            numbers = json.loads(handle.metadata()["numbers"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this project: {error}") from error
+    for name, optimizer in (optimizers or {}).items():
+        state = {}
+        for key, value in flat.items():
+            if key.startswith(f"optimizer/{name}/"):
+                index, field = key.removeprefix(f"optimizer/{name}/").split("/", 1)
+                state.setdefault(int(index), {})[field] = value
+        wanted = sum(len(g["params"]) for g in optimizer.param_groups)
+        if len(state) != wanted:
+            raise ValueError(f"{path} holds the state of {len(state)} parameters for optimizer {name!r}; this run trains {wanted}")
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {k.removeprefix("tensor/"): v for k, v in flat.items() if k.startswith("tensor/")}, numbers

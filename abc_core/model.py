@@ -1,0 +1,268 @@
+"""The embedder: a bidirectional VLM, mean pooling, a residual head; pictures, captions and instructed pictures become unit vectors.
+
+    embedding(x) = normalise(MLP(mean of the last hidden layer over attended tokens)),  MLP(x) = x + A·selu(B·x)       (Sec. 3.1, eq. 1)
+
+Steps of `Embedder.embed`: (1) pictures → visual tokens, once each; (2) prompts → token ids; (3) rows of like length together through the
+inner model, never through its output layer; (4) mean, head, unit length.
+
+Tensor legend (the whole package): B queries in this process · K hard negatives per query · W processes · C = W·B·(1+K) candidates ·
+L tokens (padded) · P picture patches · V visual tokens after the merger · H backbone width · D embedding width. Objects prefix the
+quantity: q_emb, c_emb, q_ids. A mask's 1 means "attend". `temperature` always divides.
+"""
+
+from contextlib import nullcontext
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from abc_core import adapters
+from abc_core.backbone import batch_vision_attention, linear_patches, load_backbone, make_bidirectional, picture_features, set_visual_tokens
+from abc_core.loss import Temperature
+from abc_core.paths import ROOT
+from abc_core.prompts import Prompts
+
+
+class Head(nn.Module):
+    """MLP(x) = x + A·selu(B·x), float[..., D] -> float[..., D]; starts as the identity map (A = 0) and from a B that `seed` decides.
+
+    **Paper:** eq. 1, without biases or a width. **Authors' code:** biases, width 4096, N(0, 0.02) in place of the identity.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None, bias: bool = False, seed: int = 0):
+        super().__init__()
+        self.linear_layer1 = nn.Linear(width, hidden or width, bias=bias)  # B
+        self.linear_layer2 = nn.Linear(hidden or width, width, bias=bias)  # A
+        nn.init.uniform_(self.linear_layer1.weight, -(width**-0.5), width**-0.5, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.linear_layer2.weight)
+        if bias:
+            nn.init.zeros_(self.linear_layer1.bias)
+            nn.init.zeros_(self.linear_layer2.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.linear_layer2(F.selu(self.linear_layer1(x)))
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Visual tokens of pictures as `picture_features` gives them."""
+
+    outputs: object  # pooler_output: one float[V, H] per picture
+    inputs: dict  # image_grid_thw and the like, one row per picture
+    placeholders: list[str]  # one per picture: its image tokens as text
+    joined: bool = False  # the model wants one tensor of all rows' tokens (InternVL) where the others want a list
+
+    def rows(self, owners: list[int]) -> tuple[object, dict]:
+        """`mm_encoder_outputs` and inputs for rows; row r shows picture owners[r]. Every layer of deepstack features moves along."""
+        chosen = copy(self.outputs)
+        picked = [self.outputs.pooler_output[i] for i in owners]
+        chosen.pooler_output = torch.cat(picked) if self.joined else picked
+        if getattr(self.outputs, "deepstack_features", None):
+            chosen.deepstack_features = [[layer[i] for i in owners] for layer in self.outputs.deepstack_features]
+        return {"image": chosen}, {k: v[owners] for k, v in self.inputs.items()}
+
+
+class Embedder(nn.Module):
+    """A VLM turned into an embedder. `model` is the transformers model (with peft layers once a stage added them).
+
+    Args:
+        model, processor: a causal backbone as `load_backbone` returns it; it is changed in place (Sec. 3.1).
+        head: use eq. 1's residual head. temperature_parametrisation: see `Temperature`.
+    """
+
+    def __init__(
+        self, model: nn.Module, processor, head: bool = True, bidirectional: bool = True, temperature_parametrisation: str = "log"
+    ):
+        super().__init__()
+        self.model, self.processor = model, processor
+        self.family = model.config.model_type
+        if bidirectional:
+            make_bidirectional(model)
+        linear_patches(batch_vision_attention(model))
+        self.prompts = Prompts(processor)
+        self.width = model.config.get_text_config().hidden_size
+        self.head = Head(self.width) if head else nn.Identity()
+        self.temperature = Temperature(parametrisation=temperature_parametrisation)
+        self.lora: dict[str, dict] = {}  # stage -> rank, alpha, dropout
+        self.merged: dict[str, torch.Tensor] = {}  # tensors of stages that were fused into the backbone
+        self.built: dict = {}  # how `from_backbone` was called, for the checkpoint
+        self.requires_grad_(False).eval()
+
+    # --- loading and saving ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path, device: str = "cpu") -> "Embedder":
+        """The embedder that a stage saved in a run folder or a file: its backbone, merged stage 1, and its stage-2 adapter if it has one.
+
+        Raises:
+            FileNotFoundError, ValueError: no such checkpoint, or one of another shape.
+        """
+        path = Path(path)
+        return adapters.load_embedder(cls, path / "model.safetensors" if path.is_dir() else path).to(device)
+
+    @classmethod
+    def from_backbone(cls, path, min_visual_tokens: int = 4, max_visual_tokens: int = 512, **options) -> "Embedder":
+        """A fresh embedder around the backbone at `path`."""
+        model, processor = load_backbone(path)
+        embedder = cls(model, set_visual_tokens(processor, min_visual_tokens, max_visual_tokens), **options)
+        path = Path(path).resolve()
+        path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        embedder.built = {"backbone": str(path), "min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens, **options}
+        return embedder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    # --- the differentiable parts ---------------------------------------------------------------------------------------------
+
+    def see(self, images: list[Image.Image]) -> Visual:
+        """Visual tokens of pictures (P patches → V tokens each), each picture once however many instructions it will have."""
+        return Visual(*picture_features(self.model, self.processor, images), joined=self.family == "internvl")
+
+    def encode(self, ids: list[list[int]], visual: Visual | None = None, owners: list[int] | None = None) -> tuple[torch.Tensor, dict]:
+        """Unit vectors of token rows; row r shows picture owners[r] of `visual`.
+
+        Returns:
+            (float[B, D], out) with out = {tokens, padded_tokens}. Rows of like length run together, so little is padded; the order is kept.
+        """
+        parts, order, padded = [], [], 0
+        for group in length_groups([len(row) for row in ids]):
+            rows = [ids[i] for i in group]
+            pooled = self._pooled(rows, visual, [owners[i] for i in group] if owners is not None else None)
+            parts.append(pooled)
+            order += group
+            padded += len(rows) * max(map(len, rows))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+        emb = F.normalize(self.head(torch.cat(parts)[back.to(self.device)]).float(), dim=-1)
+        return emb, {"tokens": sum(map(len, ids)), "padded_tokens": padded}
+
+    def _pooled(self, rows: list[list[int]], visual: Visual | None, owners: list[int] | None) -> torch.Tensor:
+        """Mean over attended tokens of the last hidden layer, float[B, H]."""
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [self.prompts.pad] * (length - len(row)) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        mask = (torch.arange(length, device=self.device) < lengths[:, None]).long()
+        seen = {}
+        if visual is not None:
+            outputs, inputs = visual.rows(owners)
+            seen = {"mm_encoder_outputs": outputs, **inputs}
+            if "image_grid_thw" in inputs:
+                seen["mm_token_type_ids"] = (ids == self.prompts.image_token).int()
+        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state  # B, L, H
+        return (hidden * mask[..., None]).sum(1) / lengths[:, None]  # B, H
+
+    # --- the convenient one ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(
+        self, images=None, texts=None, instructions=None, batch_size: int = 64, adapter: bool | None = None, progress=None
+    ) -> np.ndarray:
+        """Unit vectors of pictures, texts, or pictures under instructions.
+
+        Args:
+            images: list of PIL pictures or paths.
+            texts: list of strings; instead of images.
+            instructions: one string per picture, or a list of strings per picture (rows then come picture by picture).
+            adapter: whether the stage-2 adapter is on; None: if and only if instructions are given (Sec. 3.2).
+            batch_size: pictures or texts at a time; the result does not depend on it.
+        Returns:
+            float32[N, D].
+        Raises:
+            ValueError: neither or both of images and texts; instructions without pictures, of another number, empty, or without an adapter;
+                the message says which row.
+        """
+        on = instructions is not None if adapter is None else adapter
+        self._check(images, texts, instructions, on)
+        with adapters.instructed(self.model, on) if adapters.has_adapter(self.model, "instruct") else nullcontext():
+            if texts is not None:
+                return self._embed_texts(texts, batch_size, progress)
+            nested = None if instructions is None else [[i] if isinstance(i, str) else i for i in instructions]
+            out = []
+            for start in _ticks(range(0, len(images), batch_size), progress):
+                pictures = [open_picture(i) for i in images[start : start + batch_size]]
+                asked = nested[start : start + batch_size] if nested is not None else [[None]] * len(pictures)
+                out.append(self.encode_images(pictures, asked)[0].cpu().numpy())
+        return np.concatenate(out) if out else np.empty((0, self.width), dtype=np.float32)
+
+    def encode_images(self, pictures: list[Image.Image], instructions: list[list[str | None]]) -> tuple[torch.Tensor, dict]:
+        """Differentiable vectors of pictures, each under its instructions (None: without one); rows come picture by picture."""
+        visual = self.see(pictures)
+        owners = [k for k, texts in enumerate(instructions) for _ in texts]
+        ids = [self.prompts.image(visual.placeholders[k], text) for k, texts in enumerate(instructions) for text in texts]
+        return self.encode(ids, visual, owners)
+
+    def encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, dict]:
+        """Differentiable vectors of texts, float[N, D]."""
+        return self.encode([self.prompts.text(t) for t in texts])
+
+    def _embed_texts(self, texts, batch_size, progress) -> np.ndarray:
+        ids = [self.prompts.text(t) for t in texts]
+        order = np.argsort([len(row) for row in ids], kind="stable")  # like lengths together: less padding
+        out = np.empty((len(ids), self.width), dtype=np.float32)
+        for start in _ticks(range(0, len(ids), batch_size), progress):
+            rows = order[start : start + batch_size]
+            out[rows] = self.encode([ids[i] for i in rows])[0].cpu().numpy()
+        return out
+
+    def _check(self, images, texts, instructions, on: bool) -> None:
+        if (images is None) == (texts is None):
+            raise ValueError("give either images or texts" + (", not both" if images is not None else ""))
+        if isinstance(images, str | Path | Image.Image) or isinstance(texts, str):
+            raise ValueError("images and texts are lists; wrap a single one in [ ]")
+        if texts is not None and instructions is not None:
+            raise ValueError("instructions go with images; a text is embedded without one")
+        for row, text in enumerate([] if texts is None else texts):
+            if not _is_text(text):
+                raise ValueError(f"text {row} is empty: {text!r}")
+        for row, image in enumerate([] if images is None else images):
+            if not isinstance(image, str | Path | Image.Image):
+                raise ValueError(f"image {row} is a {type(image).__name__}; PIL pictures and paths can be embedded")
+        if on and not adapters.has_adapter(self.model, "instruct"):
+            raise ValueError("this embedder has no stage-2 adapter, so it cannot follow instructions; load one that notebook 03 trained")
+        if instructions is None:
+            return
+        if isinstance(instructions, str) or len(instructions) != len(images):
+            raise ValueError(f"{len(images)} images need {len(images)} instructions or lists of instructions; got {len(instructions)}")
+        for row, asked in enumerate(instructions):
+            if not (_is_text(asked) or (isinstance(asked, list | tuple) and asked and all(map(_is_text, asked)))):
+                raise ValueError(f"instruction of image {row} is empty: {asked!r}")
+
+
+def length_groups(lengths: list[int], waste: float = 1 / 16) -> list[list[int]]:
+    """Split row numbers into groups of like length in which at most `waste` of the tokens is padding."""
+    groups, total = [], 0
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and lengths[i] * (len(groups[-1]) + 1) * (1 - waste) <= total + lengths[i]:
+            groups[-1].append(i)
+            total += lengths[i]
+        else:
+            groups.append([i])
+            total = lengths[i]
+    return groups
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def open_picture(image) -> Image.Image:
+    """A PIL RGB picture from itself or from a path."""
+    from abc_core.data import open_image
+
+    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
+
+
+def _ticks(steps, progress):
+    """Call `progress(done, total)` after each step, if asked for."""
+    for k, step in enumerate(steps, start=1):
+        yield step
+        if progress is not None:
+            progress(k, len(steps))
