@@ -1,0 +1,159 @@
+"""Conversations about pictures (LLaVA-style JSON lines) as batches for the generative training of the tiny backbone.
+
+All questions about a picture share one row: a block mask lets each see the picture and itself alone, and each starts at the position
+after the picture, so a row equals its single-turn conversations at the cost of one picture.
+
+Steps: (1) `Lessons` reads the conversations; (2) `Lessons.batch` draws pictures and questions with the weights of a `Stage`;
+(3) `Lessons.collate` lays them out in rows; `prefix_positions` are the positions that the model itself would give.
+"""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from abc_core import prompts
+from abc_core.data import expect, field_of, open_image, read_json_lines
+
+IGNORED = -100  # a label that no loss counts
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training: until step `end`, pictures and questions are drawn with these weights."""
+
+    end: int
+    pictures: dict  # "single" (one card), "small" (up to four), "full" -> weight
+    kinds: dict  # question kind -> weight; others are not asked
+    questions: int = 6  # per picture, at most
+    words: bool = False  # train the vision tower alone, on which words a picture shows
+
+
+def read_conversations(folder: Path) -> list[dict]:
+    """Records of folder/conversations.jsonl, their conversations as `turns`: (kind, question, answer), equal texts kept once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a record lacks a field, or has not one kind for each question and answer.
+    """
+    path, records = expect(Path(folder) / "conversations.jsonl", "LLaVA-style conversations"), []
+    for row, record in read_json_lines(path):
+        where = f"{path} row {row}"
+        kinds = [sys.intern(kind) for kind in field_of(record, "kinds", list, where)]
+        said = [sys.intern(turn["value"].removeprefix("<image>\n")) for turn in field_of(record, "conversations", list, where)]
+        if len(said) != 2 * len(kinds):
+            raise ValueError(f"{where}: {len(kinds)} kinds need a question and an answer each, but there are {len(said)} turns")
+        facts = {"image": field_of(record, "image", str, where)} | {k: field_of(record, k, int, where) for k in ("width", "height")}
+        records.append(facts | {"kinds": kinds, "turns": list(zip(kinds, said[::2], said[1::2]))})
+    return records
+
+
+class Lessons:
+    """Conversations about pictures, drawn by (seed, step) alone, so that a resumed run sees what the killed one would have seen."""
+
+    def __init__(self, folder: Path, processor, seed: int = 0):
+        self.folder, self.processor, self.seed = Path(folder), processor, seed
+        self.records = read_conversations(self.folder)
+        self.groups = defaultdict(list)  # (complexity, width, height) -> record numbers; a batch has one size, so no pixel is padded
+        for k, record in enumerate(self.records):
+            cards = sum(kind == "look" for kind in record["kinds"])
+            size = (record["width"], record["height"])
+            self.groups["single" if cards <= 1 else "small" if cards <= 4 else "full", size].append(k)
+        self.tokens = {}
+
+    def batch(self, step: int, stage: Stage, tokens: int) -> dict:
+        """Model inputs of one step: pictures of one size with `stage.questions` questions each, about `tokens` tokens in all."""
+        rng = np.random.default_rng([self.seed, step])
+        keys = sorted(self.groups, key=str)
+        weights = np.array([stage.pictures.get(c, 0.0) * len(self.groups[c, s]) / self._total(c) for c, s in keys])
+        if weights.sum() == 0:
+            there = {c: self._total(c) for c, _ in keys}
+            raise ValueError(f"step {step} asks for pictures of {stage.pictures}; {self.folder} has no such picture, only {there}")
+        _, size = keys[rng.choice(len(keys), p=weights / weights.sum())]
+        pool = np.concatenate([self.groups[k] for k in keys if k[1] == size and stage.pictures.get(k[0], 0.0) > 0])
+        text = 0 if stage.words else 23 + 27 * stage.questions
+        count = min(256, max(8, round(tokens / (2 * size[0] * size[1] / 28**2 + text))))  # a visual token costs two of text
+        rows = [self.records[i] for i in rng.choice(pool, size=count)]
+        return self.collate(rows, [self._draw(r, stage, rng) for r in rows], rng.random(count) < 0.25)
+
+    def _total(self, complexity):
+        return sum(len(v) for (c, _), v in self.groups.items() if c == complexity)
+
+    def _draw(self, record, stage, rng):
+        """Turn numbers of a record, drawn without replacement by kind weight."""
+        counts = defaultdict(int)
+        for kind in record["kinds"]:
+            counts[kind] += 1
+        w = np.array([stage.kinds.get(kind, 0.0) / counts[kind] for kind in record["kinds"]])
+        if w.sum() == 0:
+            raise ValueError(f"{self.folder} picture {record['image']} has no question of {stage.kinds}, only {dict(counts)}")
+        return rng.choice(len(w), size=min(stage.questions, int((w > 0).sum())), replace=False, p=w / w.sum())
+
+    def turns(self, record: dict) -> list[tuple[str, str, str]]:
+        """(kind, question, answer) of every turn of a record."""
+        return record["turns"]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, each distinct text tokenised once."""
+        if text not in self.tokens:
+            self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokens[text]
+
+    def collate(self, rows: list[dict], turns: list, prefixed) -> dict:
+        """Pictures and packed question blocks as tensors: ids, labels int64[B, L], positions int64[3, B, L], mask bool[B, 1, L, L].
+
+        Rows with `prefixed` have "Instruction: " before their questions, as the embedder's prompt will.
+        """
+        pictures = [open_image(self.folder / r["image"]) for r in rows]
+        vision = self.processor.image_processor(images=pictures, return_tensors="pt")
+        grid = vision["image_grid_thw"][0].tolist()
+        high, wide = grid[1] // 2, grid[2] // 2
+        before, after = self.ids(prompts.BEFORE_IMAGE), self.ids(prompts.AFTER_IMAGE)
+        prefix = before + self.ids(prompts.IMAGE_PAD) * (high * wide) + after
+        blocks = [[self.block(record, t, p) for t in chosen] for record, chosen, p in zip(rows, turns, prefixed)]
+        length = len(prefix) + max(sum(len(ids) for ids, _ in row) for row in blocks)
+        return {**vision, **_pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0])}
+
+    def block(self, record, turn: int, prefixed: bool) -> tuple[list[int], int]:
+        """Token ids of one question with its answer, and how many of them are the answer (with its end)."""
+        _, question, answer = self.turns(record)[turn]
+        answer = self.ids(answer + prompts.IM_END)
+        return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER) + answer, len(answer)
+
+
+def _pack(prefix, at, grid, blocks, length, pad) -> dict:
+    """Lay prefix and blocks out in rows of `length`; the module's docstring says what a token sees and where it stands."""
+    b, p, cells = len(blocks), len(prefix), grid[0] * grid[1]
+    ids = torch.full((b, length), pad)
+    labels = torch.full((b, length), IGNORED)
+    owner = torch.full((b, length), -1)  # 0: the prefix; k: block k; -1: padding
+    positions = torch.zeros(3, b, length, dtype=torch.long)
+    ids[:, :p], owner[:, :p] = torch.tensor(prefix), 0
+    positions[:, :, :p] = prefix_positions(p, at, grid)[:, None]
+    start = p - cells + max(grid)
+    for r, row in enumerate(blocks):
+        c = p
+        for k, (tokens, answer) in enumerate(row, start=1):
+            n = len(tokens)
+            ids[r, c : c + n] = torch.tensor(tokens)
+            labels[r, c + n - answer : c + n] = ids[r, c + n - answer : c + n]
+            owner[r, c : c + n] = k
+            positions[:, r, c : c + n] = torch.arange(start, start + n)
+            c += n
+    see = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])  # keys of the prefix, or of the same block
+    mask = (see & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask}
+
+
+def prefix_positions(length: int, at: int, grid: tuple[int, int]) -> torch.Tensor:
+    """M-RoPE positions int64[3, length] of text, a picture of `grid` tokens that starts at `at`, and text after it."""
+    high, wide = grid
+    picture = torch.stack(
+        [torch.zeros(high * wide, dtype=torch.long), torch.arange(high).repeat_interleave(wide), torch.arange(wide).repeat(high)]
+    )
+    before = torch.arange(at).expand(3, -1)
+    after = torch.arange(length - at - high * wide).expand(3, -1) + at + max(grid)
+    return torch.cat([before, picture + at, after], dim=1)
