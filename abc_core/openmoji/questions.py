@@ -44,14 +44,17 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         obj, colour, shape = card.meaning
         wording = int(rng.integers(2))
         spot = words.place(card.cell, scene.grid, wording)
-        out.append(Question("place", spot, obj, card))
-        out.append(Question("look", spot, f"{colour} {shape}", None))
+        if spot:  # the only cell of a grid has no name
+            out.append(Question("place", spot, obj, card))
+            out.append(Question("look", spot, f"{colour} {shape}", None))
         if cards_of[colour, shape] == 1:
             out.append(Question("content", f"{colour} {shape}", obj, card))
-            out.append(Question("where", f"{colour} {shape}", words.place(card.cell, scene.grid), None))
+            if spot:
+                out.append(Question("where", f"{colour} {shape}", words.place(card.cell, scene.grid), None))
         if objects[obj] == 1:
             out.append(Question("property", obj, f"{colour} {shape}", card))
-            out.append(Question("where", obj, words.place(card.cell, scene.grid), None))
+            if spot:
+                out.append(Question("where", obj, words.place(card.cell, scene.grid), None))
             for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):
                 other = at.get((card.cell[0] + step[0], card.cell[1] + step[1]))
                 if other is not None:

@@ -31,7 +31,7 @@ from abc_core.openmoji.questions import REGION_KINDS, questions
 from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
 from abc_core.runlog import fingerprint
 
-VERSION = 2  # part of the fingerprint; raise it when a drawing or a wording changes
+VERSION = 3  # part of the fingerprint; raise it when a drawing or a wording changes
 HELD_OUT_COLOURS = 4
 FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
 SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
