@@ -236,17 +236,25 @@ class Embedder(nn.Module):
                 raise ValueError(f"instruction of image {row} is empty: {asked!r}")
 
 
-def length_groups(lengths: list[int], waste: float = 1 / 16) -> list[list[int]]:
-    """Split row numbers into groups of like length in which at most `waste` of the tokens is padding."""
-    groups, total = [], 0
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and lengths[i] * (len(groups[-1]) + 1) * (1 - waste) <= total + lengths[i]:
-            groups[-1].append(i)
-            total += lengths[i]
-        else:
-            groups.append([i])
-            total = lengths[i]
-    return groups
+def length_groups(lengths: list[int], overhead: int = 512) -> list[list[int]]:
+    """Split row numbers into groups of like length, so that padded tokens plus `overhead` tokens a group are as few as can be.
+
+    A forward pass of few rows costs about as much as one of some hundred tokens, so small batches share one group and large ones are
+    split finely. Exact by dynamic programming over the distinct lengths.
+    """
+    distinct, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])  # rows shorter than distinct[k]
+    best, cut = np.zeros(len(distinct) + 1), np.zeros(len(distinct) + 1, dtype=np.int64)
+    for k in range(1, len(distinct) + 1):  # the last group of the first k lengths begins at length `start`
+        costs = best[:k] + (before[k] - before[:k]) * distinct[k - 1] + overhead
+        cut[k] = costs.argmin()
+        best[k] = costs[cut[k]]
+    group_of, k = np.empty(len(distinct), dtype=np.int64), len(distinct)
+    while k > 0:
+        group_of[cut[k] : k] = cut[k]
+        k = cut[k]
+    owner = group_of[np.searchsorted(distinct, lengths)] if len(distinct) else np.empty(0)
+    return [np.flatnonzero(owner == g).tolist() for g in np.unique(owner)]
 
 
 def _is_text(value) -> bool:

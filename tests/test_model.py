@@ -243,11 +243,16 @@ def test_a_missing_picture_is_named(tmp_path):
         tiny.embedder("qwen2_vl").embed(images=[tmp_path / "gone.png"])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_length_groups_hold_every_row_once_and_waste_at_most_a_sixteenth(seed):
-    lengths = np.random.default_rng(seed).integers(1, 300, size=200).tolist()
-    groups = length_groups(lengths)
-    assert sorted(flat(groups)) == list(range(200))
-    for group in groups:
-        longest = max(lengths[i] for i in group)
-        assert sum(lengths[i] for i in group) >= 15 / 16 * longest * len(group)
+@pytest.mark.parametrize("seed", range(4))
+def test_length_groups_hold_every_row_once_at_the_least_cost(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 60, 9).tolist()
+    groups = length_groups(lengths, overhead=40)
+    assert sorted(i for g in groups for i in g) == list(range(9))
+    ordered = sorted(lengths)
+    cuts = [[0, *[k + 1 for k in range(8) if bits >> k & 1], 9] for bits in range(256)]
+    best = min(sum((b - a) * ordered[b - 1] + 40 for a, b in zip(c, c[1:])) for c in cuts)
+    assert sum(len(g) * max(lengths[i] for i in g) + 40 for g in groups) == best
+    assert length_groups([]) == []
+    assert length_groups(lengths, overhead=10**6) == [list(range(9))]
+
