@@ -194,7 +194,7 @@ def _is_json(line: str) -> bool:
 
 def publish(profile: str, name: str, path: Path) -> None:
     """Say under which path later notebooks of a profile find `name` ("mined", "stage1", "abc")."""
-    pointer = paths.inside(paths.RUNS / profile, f"{name}.path")
+    pointer = paths.inside(paths.RUNS, f"{profile}/{name}.path")
     pointer.parent.mkdir(parents=True, exist_ok=True)
     _replace(pointer, str(Path(path).resolve()) + "\n")
 
@@ -206,7 +206,7 @@ def find(profile: str, name: str) -> Path:
         FileNotFoundError: nothing was, or it is gone; the message says how to make it.
     """
     maker = {"mined": "01_mining", "pairs": "01_mining", "stage1": "02_pretraining", "abc": "03_instruction_tuning"}.get(name, name)
-    pointer = paths.inside(paths.RUNS / profile, f"{name}.path")
+    pointer = paths.inside(paths.RUNS, f"{profile}/{name}.path")
     path = Path(pointer.read_text().strip()) if pointer.exists() else None
     if path is None or not path.exists():
         advice = f"run notebooks/{maker}.ipynb, or `make reproduce PROFILE={profile}`"
