@@ -1,6 +1,7 @@
 """The embedder: the same vector whatever the batch, padding, order and history, for every family; its head; its messages."""
 
 from copy import deepcopy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -251,7 +252,7 @@ def test_length_groups_hold_every_row_once_at_the_least_cost(seed):
     assert sorted(i for g in groups for i in g) == list(range(9))
     ordered = sorted(lengths)
     cuts = [[0, *[k + 1 for k in range(8) if bits >> k & 1], 9] for bits in range(256)]
-    best = min(sum((b - a) * ordered[b - 1] + 40 for a, b in zip(c, c[1:])) for c in cuts)
+    best = min(sum((b - a) * ordered[b - 1] + 40 for a, b in pairwise(c)) for c in cuts)
     assert sum(len(g) * max(lengths[i] for i in g) + 40 for g in groups) == best
     assert length_groups([]) == []
     assert length_groups(lengths, overhead=10**6) == [list(range(9))]
