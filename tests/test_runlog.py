@@ -10,7 +10,7 @@ import yaml
 
 from abc_core import paths
 from abc_core.config import MiningConfig
-from abc_core.runlog import Run, fingerprint, open_run
+from abc_core.runlog import Run, commit, find, fingerprint, footer, open_run, publish
 
 
 def test_the_folder_is_a_function_of_kind_config_and_inputs(runs):
@@ -127,3 +127,44 @@ def test_data_and_runs_may_live_elsewhere(tmp_path):
     env = {"ABC_DATA": str(tmp_path / "d"), "ABC_RUNS": str(tmp_path / "r")}
     out = subprocess.run([sys.executable, "-c", call], env=env, capture_output=True, text=True, check=True).stdout
     assert out == f"{tmp_path / 'd'} {tmp_path / 'r'}\n"
+
+
+def test_what_a_notebook_publishes_is_found_by_later_ones_of_the_same_profile(runs, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    publish("smoke", "stage1", tmp_path / "one")
+    assert find("smoke", "stage1") == tmp_path / "one"
+    publish("smoke", "stage1", tmp_path / "two")
+    assert find("smoke", "stage1") == tmp_path / "two"
+    with pytest.raises(FileNotFoundError, match="no 'stage1' of the profile 'default' yet"):
+        find("default", "stage1")
+
+
+def test_what_nobody_published_or_what_is_gone_is_asked_for_with_the_notebook_that_makes_it(runs, tmp_path):
+    makers = {"mined": "01_mining", "pairs": "01_mining", "stage1": "02_pretraining", "abc": "03_instruction_tuning"}
+    for name, notebook in makers.items():
+        with pytest.raises(FileNotFoundError, match=f"no '{name}' .*: run notebooks/{notebook}.ipynb, or `make reproduce PROFILE=smoke`"):
+            find("smoke", name)
+        assert (paths.ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+    (tmp_path / "weights").write_text("")
+    publish("smoke", "abc", tmp_path / "weights")
+    (tmp_path / "weights").unlink()
+    with pytest.raises(FileNotFoundError, match="no 'abc' of the profile 'smoke' yet"):
+        find("smoke", "abc")
+
+
+def test_a_profile_or_a_name_cannot_leave_the_folder_of_runs(runs, tmp_path):
+    for profile, name in (("..", "abc"), ("smoke", "../../abc")):
+        with pytest.raises(ValueError, match="leaves its folder"):
+            publish(profile, name, tmp_path)
+        with pytest.raises(ValueError, match="leaves its folder"):
+            find(profile, name)
+
+
+def test_a_footer_names_the_logged_run_and_its_commit_or_this_commit_where_nothing_was_logged(runs):
+    run = open_run("mine", MiningConfig(seed=3), {})
+    origin = json.loads((run.folder / "provenance.json").read_text()) | {"commit": "0123456789abcdef"}
+    (run.folder / "provenance.json").write_text(json.dumps(origin))
+    assert footer(run, profile="smoke") == f"profile smoke · run {run.folder.name} · seed 3 · commit 0123456789"
+    here = commit()["commit"]
+    assert footer(profile="smoke") == f"profile smoke · commit {here[:10] if here else None}"

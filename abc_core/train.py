@@ -1,0 +1,369 @@
+"""One training loop and the paper's two steps, side by side: their difference is its second contribution.
+
+    pretrain_step (Sec. 3.2, stage 1)   pictures against captions and mined negatives; both sides, head and temperature train
+    instruct_step (Sec. 3.2, stage 2)   instructed pictures against frozen captions; several instructions of one picture in a batch
+
+Steps of `train`: (1) what the config says of the embedder; (2) optimizer and last checkpoint; (3) draw, step, log; (4) validate; (5) save.
+
+Everything random is a function of (seed, step), so a killed run that continues ends with the same weights, bit for bit.
+"""
+
+import math
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from abc_core import adapters, checkpoint
+from abc_core.backbone import set_visual_tokens
+from abc_core.data import caption_ids, open_image
+from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
+
+# --- the two steps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step needs. Candidates lie query by query, a positive and then its K negatives; equal ids mark equal captions."""
+
+    images: list  # PIL pictures
+    instructions: list[list[str | None]]  # per picture; [None] without
+    candidates: list  # C captions, or rows of the frozen bank
+    candidate_ids: torch.Tensor  # int64[C]
+
+
+def pretrain_step(embedder, batch: Batch, config) -> tuple[torch.Tensor, dict]:
+    """Equation 2 over pictures (no instructions) and their captions with mined negatives; gradients reach both sides and τ."""
+    q_emb, seen = embedder.encode_images(batch.images, batch.instructions)  # B, D
+    c_emb, read = embedder.encode_texts(batch.candidates)  # B·(1+K), D
+    duplicates = duplicate_mask(batch.candidate_ids[:: len(c_emb) // len(q_emb)], batch.candidate_ids)
+    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
+    return loss, out | {k: seen[k] + read[k] for k in seen}
+
+
+def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """Equation 2 over instructed pictures and their frozen captions; τ is frozen, in-batch negatives only.
+
+    The captions of `bank`, float[M, D], were embedded once by the stage-1 model; a picture's visual tokens are computed once for all its
+    instructions. **Authors' code:** both towers run at every step, the vision tower once per instruction; the numbers are the same.
+    """
+    with adapters.instructed(embedder.model, True):
+        q_emb, seen = embedder.encode_images(batch.images, batch.instructions)  # B = images · instructions, D
+    c_emb = bank[batch.candidates]  # B, D
+    duplicates = duplicate_mask(batch.candidate_ids, batch.candidate_ids)
+    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
+    return loss, out | seen
+
+
+# --- what they are fed --------------------------------------------------------------------------------------------------------
+
+
+def positions(step: int, count: int, rows: int, seed: int) -> np.ndarray:
+    """Row numbers of a step: `rows` shuffled anew each epoch, read off `count` at a time; a function of its arguments alone."""
+    if rows < 1:
+        raise ValueError("there is nothing to draw a batch from: 0 rows")
+    start = step * count
+    epochs = range(start // rows, (start + count - 1) // rows + 1)
+    order = np.concatenate([np.random.default_rng([seed, e]).permutation(rows) for e in epochs])
+    offset = start - epochs.start * rows
+    return order[offset : offset + count]
+
+
+@dataclass(frozen=True)
+class PairBatches:
+    """Stage-1 batches of (picture, caption) pairs.
+
+    captions: all N captions of the set; a pair's own is captions[pair.row]. caption_ids int64[N]: equal for equal captions.
+    negatives: int64[N, K], rows of the set, -1 where a pair has fewer (a random row takes the place); None: in-batch negatives only.
+
+    Raises:
+        ValueError: fewer columns of negatives than the config wants.
+    """
+
+    pairs: list
+    captions: list[str]
+    caption_ids: np.ndarray
+    negatives: np.ndarray | None
+    config: object
+
+    def __post_init__(self):
+        given = 0 if self.negatives is None else self.negatives.shape[1]
+        if given < self.config.negatives:
+            raise ValueError(f"the config wants {self.config.negatives} negatives of each picture; {given} are given")
+
+    def __call__(self, step: int) -> Batch:
+        pairs = [self.pairs[i] for i in positions(step, self.config.queries, len(self.pairs), self.config.seed)]
+        rows = np.array([p.row for p in pairs])
+        columns = [rows[:, None]]
+        if self.negatives is not None:
+            chosen = self.negatives[rows, : self.config.negatives]
+            spare = np.random.default_rng([self.config.seed, step, 1]).integers(len(self.captions), size=chosen.shape)
+            columns.append(np.where(chosen >= 0, chosen, spare))
+        wanted = np.concatenate(columns, axis=1).ravel()
+        images = [open_image(p.image) for p in pairs]
+        return Batch(images, [[None]] * len(pairs), [self.captions[r] for r in wanted], torch.from_numpy(self.caption_ids[wanted]))
+
+
+@dataclass(frozen=True)
+class InstructBatches:
+    """Stage-2 batches: all instructed regions of a picture stay together (Sec. 3.2), `config.images` pictures a step.
+
+    Raises:
+        ValueError: a picture has another number of instructions than the config says.
+    """
+
+    groups: list[list]  # per picture: its Instructed rows
+    bank_rows: dict[str, int]  # caption -> row of the bank, 0 to M - 1
+    config: object
+
+    def __post_init__(self):
+        wanted = self.config.instructions_per_image
+        for group in self.groups:
+            if len(group) != wanted:
+                raise ValueError(f"{group[0].image} has {len(group)} instructions; the config wants {wanted} of each picture")
+
+    @cached_property
+    def bank_ids(self) -> np.ndarray:
+        """int64[M]: equal for captions of the bank that are equal but for case and white space."""
+        return caption_ids(sorted(self.bank_rows, key=self.bank_rows.get))
+
+    def __call__(self, step: int) -> Batch:
+        groups = [self.groups[g] for g in positions(step, self.config.images, len(self.groups), self.config.seed)]
+        images = [open_image(g[0].image) for g in groups]
+        rows = np.array([self.bank_rows[r.caption] for g in groups for r in g])
+        ids = torch.from_numpy(self.bank_ids[rows])
+        return Batch(images, [[r.instruction for r in g] for g in groups], torch.from_numpy(rows), ids)
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------------
+
+
+def train(run, embedder, stage: str, batches, step_fn, config, validate=None, report=print) -> None:
+    """Train `stage` of `embedder` for config.steps, logging one row per step; continues a killed run; saves model.safetensors.
+
+    Args:
+        run: the open run folder (`runlog.open_run`). A finished one is loaded, not trained.
+        batches: step -> Batch. step_fn: (embedder, batch, config) -> (loss, out).
+        validate: embedder -> dict of numbers, called every config.validate_every steps and at the end; optional.
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; the last good checkpoint is intact.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way is saved; a second one stops at once.
+    """
+    names = prepare(embedder, stage, config)
+    last, final = run.folder / "last.safetensors", run.folder / "model.safetensors"
+    if run.finished:
+        adapters.load_stage(embedder, stage, checkpoint.load(final)[0], final)
+        return last.unlink(missing_ok=True)
+    optimizer = make_optimizer(embedder, config)
+    first = _resume(run, embedder, stage, optimizer, last)
+    count = sum(adapters.count_trained(embedder).values())
+    report(f"{stage}: {len(names)} tensors, {count:,} numbers train; from step {first} of {config.steps}")
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as reader, uninterrupted() as interrupted:
+        for step, batch in _read_ahead(reader, batches, first, config.steps):
+            row, done = one_step(embedder, optimizer, batch, step_fn, config, step), step + 1
+            if validate is not None and (done % config.validate_every == 0 or done == config.steps):
+                row |= validate(embedder)
+            run.log(**row)
+            stop = bool(interrupted)
+            if stop or done % config.save_every == 0 or done == config.steps:
+                adapters.save_embedder(embedder, last, {"adamw": optimizer}, step=done)
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {done} of {config.steps}; run again to continue")
+            if done % max(1, config.steps // 20) == 0 or done == config.steps:
+                report(_progress(row, done, config.steps, (time.perf_counter() - started) / (done - first)))
+    end = run.rows()[-1]
+    adapters.save_embedder(embedder, final)
+    run.finish(steps=config.steps, loss=end["loss"], temperature=end["temperature"])
+    last.unlink()
+
+
+def prepare(embedder, stage: str, config) -> list[str]:
+    """Apply what the config says of the embedder: its visual tokens, its temperature, what trains; returns the names of what trains.
+
+    Raises:
+        ValueError: the stage's adapter is missing, or is not the one of the config.
+    """
+    if embedder.lora.get(stage) != asdict(config.lora):
+        raise ValueError(f"the embedder's {stage!r} adapter is {embedder.lora.get(stage)}; the config wants {asdict(config.lora)}")
+    set_visual_tokens(embedder.processor, config.min_visual_tokens, config.max_visual_tokens)
+    embedder.built |= {"min_visual_tokens": config.min_visual_tokens, "max_visual_tokens": config.max_visual_tokens}
+    adapters.freeze_but(embedder, stage)
+    embedder.eval()  # the layers of a new adapter come in training mode
+    if stage == "pretrain":
+        set_temperature(embedder, config)
+    return [name for name, p in embedder.named_parameters() if p.requires_grad]
+
+
+def set_temperature(embedder, config) -> None:
+    """Give the embedder a fresh τ (Sec. 3.1): its value before the first step, how it is parametrised, whether it is learned."""
+    embedder.temperature = Temperature(config.temperature, config.temperature_parametrisation).to(embedder.device)
+    embedder.temperature.requires_grad_(config.learn_temperature)
+    embedder.built["temperature_parametrisation"] = config.temperature_parametrisation
+
+
+def one_step(embedder, optimizer, batch: Batch, step_fn, config, step: int) -> dict:
+    """Forward, backward, update; returns the row to log."""
+    start = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)  # first, so that nothing is left over from a step that failed
+    embedder.train()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+            with _arithmetic(config.bf16, embedder.device):
+                loss, out = step_fn(embedder, batch, config)
+            check_finite(loss.detach(), step)
+            loss.backward()
+    finally:
+        embedder.eval()
+    norm = nn.utils.clip_grad_norm_([p for p in embedder.parameters() if p.requires_grad], config.clip)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step}; the run's last checkpoint is intact")
+    rate = schedule(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    seconds = time.perf_counter() - start
+    return {
+        "step": step, "loss": loss.item(), "temperature": embedder.temperature().item(), "accuracy": float(out["accuracy"]),
+        "candidates": int(out["candidates"]), "masked_duplicates": int(out["masked_duplicates"]), "gradient_norm": norm.item(),
+        "learning_rate": rate, "tokens": out["tokens"], "padded_tokens": out["padded_tokens"],
+        "tokens_per_second": round(out["tokens"] / seconds), "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+def make_optimizer(embedder, config) -> torch.optim.AdamW:
+    """AdamW (Sec. 4) without weight decay on the temperature. **Authors' code:** decays it."""
+    decayed = [p for n, p in embedder.named_parameters() if p.requires_grad and not n.startswith("temperature.")]
+    free = [p for n, p in embedder.named_parameters() if p.requires_grad and n.startswith("temperature.")]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
+
+
+def schedule(step: int, config) -> float:
+    """Learning rate: linear warm-up over config.warmup of the steps (Sec. 4: 3 %), then a cosine to zero."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+
+
+def _resume(run, embedder, stage, optimizer, last) -> int:
+    """Put the last checkpoint back, or write one of the start; returns the next step."""
+    if not last.exists():
+        adapters.save_embedder(embedder, last, step=0)
+    tensors, numbers = checkpoint.load(last)
+    adapters.load_stage(embedder, stage, tensors, last)
+    step = numbers["step"]
+    if step:  # before the first step the optimizer has no state
+        checkpoint.load(last, {"adamw": optimizer})
+    run.truncate(step)
+    if len(run.rows()) != step:
+        raise ValueError(f"{run.folder / 'metrics.jsonl'} has {len(run.rows())} rows of {step} steps; delete {run.folder} to begin anew")
+    return step
+
+
+def _read_ahead(reader, batches, first: int, steps: int):
+    """(step, batch) of the steps left; the next batch is read while one is computed."""
+    ahead = [reader.submit(batches, step) for step in range(first, min(first + 1, steps))]
+    for step in range(first, steps):
+        batch = ahead.pop().result()
+        if step + 1 < steps:
+            ahead.append(reader.submit(batches, step + 1))
+        yield step, batch
+
+
+def _progress(row: dict, done: int, steps: int, seconds: float) -> str:
+    """One line about a step, with the time left at `seconds` a step."""
+    shown = " · ".join(f"{k} {row[k]:.4g}" for k in ("loss", "temperature", "accuracy", "val_accuracy") if k in row)
+    return f"step {done}/{steps} · {shown} · {seconds * (steps - done):.0f} s left"
+
+
+@contextmanager
+def _arithmetic(bf16: bool | str, device: torch.device):
+    """Autocast to bfloat16 where asked for; "auto": on GPUs, and on CPUs that multiply it in hardware (AMX).
+
+    On CPU attention then runs as plain products: the fused kernel's backward pass is several times slower in bfloat16.
+    """
+    if bf16 == "auto":
+        bf16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    plain = sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)), plain:
+        yield
+
+
+@contextmanager
+def uninterrupted():
+    """Hold the first Ctrl-C or SIGTERM until the step under way is saved; yields a list that is non-empty once it came."""
+    caught: list[int] = []
+
+    def hold(number, _):
+        if caught:
+            raise KeyboardInterrupt("stopped at once; run again to continue from the last checkpoint")
+        caught.append(number)
+
+    try:
+        before = {s: signal.signal(s, hold) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: leave signals alone
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- validation ---------------------------------------------------------------------------------------------------------------
+
+
+def validator(sets: dict[str, list], count: int = 800):
+    """embedder -> {"val_accuracy": …} for each named set of pairs: the share of pictures whose own caption is the nearest of the batch's.
+
+    **Paper:** App. C, "an 800 sample validation batch using in-batch negatives". Equal captions count as one; ties are lost.
+    **Caveat:** depends on `count`: compare only at the same one.
+    """
+
+    def validate(embedder) -> dict:
+        out = {}
+        for name, pairs in sets.items():
+            captions = list(dict.fromkeys(p.caption for p in pairs[:count]))
+            images = torch.from_numpy(embedder.embed(images=[p.image for p in pairs[:count]]))
+            scores = images @ torch.from_numpy(embedder.embed(texts=captions)).T
+            own = scores.gather(1, torch.tensor([captions.index(p.caption) for p in pairs[:count]])[:, None])
+            out[f"{name}_accuracy"] = ((scores >= own).sum(1) == 1).float().mean().item()
+        return out
+
+    return validate
+
+
+# --- what stage 2 saves -------------------------------------------------------------------------------------------------------
+
+
+def stage2_flops(embedder, batch: Batch, config, bank: torch.Tensor, captions: list[str]) -> tuple[int, int]:
+    """Floating-point operations of one real stage-2 step: with the bank and shared visual tokens, and as the authors' code is built.
+
+    Theirs embeds the captions at every step (without gradient, adapter off) and runs the vision tower once per instruction.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def count(work) -> int:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs is not counted
+            work()
+        embedder.zero_grad(set_to_none=True)
+        return counter.get_total_flops()
+
+    def theirs():
+        with torch.no_grad(), adapters.instructed(embedder.model, False):
+            embedder.encode_texts([captions[i] for i in batch.candidates])
+        images = [image for image, texts in zip(batch.images, batch.instructions) for _ in texts]
+        alone = Batch(images, [[t] for texts in batch.instructions for t in texts], batch.candidates, batch.candidate_ids)
+        instruct_step(embedder, alone, config, bank)[0].backward()
+
+    return count(lambda: instruct_step(embedder, batch, config, bank)[0].backward()), count(theirs)

@@ -1,0 +1,438 @@
+"""train: what each step is fed, what it computes and leaves alone, and that every number of a config counts."""
+
+import math
+from dataclasses import asdict, fields
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+
+from abc_core import adapters, prompts, train
+from abc_core.build_backbone import build_processor
+from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
+from abc_core.data import caption_ids, open_image
+from abc_core.instructions import Instructed
+from abc_core.loss import duplicate_mask
+from abc_core.model import Embedder
+from abc_core.readers import Pair
+from abc_core.runlog import open_run
+
+CAPTIONS = ["a red card", "two blue cups", "an owl", "a red owl", "x", "a cup", "an owl on the left", "owls", "cards", "a red card"]
+QUESTIONS = ["what is on the left?", "which colour has the owl?", "how many cups?"]
+TIMES = ("seconds", "tokens_per_second")
+
+
+# --- a small world, shared with test_resume --------------------------------------------------------------------------------------
+
+
+def small_backbone(folder) -> str:
+    """Write a random Qwen2-VL, wide enough that pictures and words change an embedding visibly; returns the folder."""
+    processor = build_processor([*CAPTIONS, *QUESTIONS, prompts.SYSTEM + prompts.INSTRUCTION], 400)
+    named = {"image_token_id": prompts.IMAGE_PAD, "video_token_id": prompts.VIDEO_PAD, "vision_start_token_id": prompts.VISION_START}
+    config = transformers.Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=len(processor.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+            initializer_range=0.2, bos_token_id=0, eos_token_id=0,
+        ),
+        vision_config=dict(depth=1, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, initializer_range=0.2),
+        **{k: processor.tokenizer.convert_tokens_to_ids(v) for k, v in named.items()},
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.float32).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def small_pictures(folder) -> list:
+    """Paths of ten pictures of coloured blocks, in three sizes."""
+    rng, paths = np.random.default_rng(0), [folder / f"{k}.png" for k in range(10)]
+    for k, path in enumerate(paths):
+        blocks = Image.fromarray(rng.integers(0, 255, (2, 2, 3), dtype=np.uint8))
+        blocks.resize([(56, 56), (84, 56), (56, 112)][k % 3], Image.Resampling.NEAREST).save(path)
+    return paths
+
+
+def small_config(stage: str, **changes):
+    """A few quick steps of a stage in float32, with dropout."""
+    sizes = dict(queries=3, negatives=2, lora=LoraConfig(4, 8, 0.1)) if stage == "pretrain" else dict(images=3, lora=LoraConfig(2, 4, 0.1))
+    numbers = dict(steps=6, learning_rate=1e-2, bf16=False, save_every=2, validate_every=3, **sizes)
+    numbers |= {} if stage == "pretrain" else {"instructions_per_image": 2}
+    return (PretrainConfig if stage == "pretrain" else InstructConfig)(**numbers | changes)
+
+
+def small_embedder(backbone: str, stage: str, config) -> Embedder:
+    """An embedder with the fresh adapter of a stage; "instruct" stands on a merged stage 1 of random weights."""
+    embedder = Embedder.from_backbone(backbone)
+    if stage == "instruct":
+        adapters.add_lora(embedder, "pretrain", rank=4, alpha=4)
+        randomise_trained(embedder)
+        adapters.merge(embedder)
+    adapters.add_lora(embedder, stage, **asdict(config.lora), seed=config.seed)
+    return embedder
+
+
+def randomise_trained(embedder) -> None:
+    """Random LoRA matrices and head in place of learned ones."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in embedder.parameters():
+            if p.requires_grad and p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5)
+
+
+def small_batches(stage: str, pictures: list, config, embedder):
+    """(batches, step function) of a stage."""
+    if stage == "pretrain":
+        pairs = [Pair(path, caption, row) for row, (path, caption) in enumerate(zip(pictures, CAPTIONS))]
+        negatives = np.array([[(r + 1) % 10, (r + 2) % 10 if r % 2 else -1] for r in range(10)])
+        return train.PairBatches(pairs, CAPTIONS, caption_ids(CAPTIONS), negatives, config), train.pretrain_step
+    groups = [[asked(path, q, CAPTIONS[(k + q) % 10]) for q in range(config.instructions_per_image)] for k, path in enumerate(pictures)]
+    bank_rows = {c: k for k, c in enumerate(sorted(set(CAPTIONS)))}
+    bank = torch.from_numpy(embedder.embed(texts=list(bank_rows)))
+    return train.InstructBatches(groups, bank_rows, config), lambda model, batch, config: train.instruct_step(model, batch, config, bank)
+
+
+def asked(path, question: int, caption: str) -> Instructed:
+    """A row of instruction data."""
+    return Instructed(path, 0, question, (0.0, 0.0, 9.0, 9.0), "content", QUESTIONS[question], caption)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(backbone, pictures) on disk."""
+    folder = tmp_path_factory.mktemp("world")
+    return small_backbone(folder / "backbone"), small_pictures(folder)
+
+
+def made(world, stage: str, **changes):
+    """(embedder, batches, step function, config) of a stage, ready to train, with random weights in its adapter."""
+    config = small_config(stage, **changes)
+    embedder = small_embedder(world[0], stage, config)
+    train.prepare(embedder, stage, config)
+    randomise_trained(embedder)
+    return embedder, *small_batches(stage, world[1], config, embedder), config
+
+
+# --- what the steps are fed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "rows"), [(5, 12), (12, 12), (30, 12)])
+def test_every_epoch_shows_every_row_once_in_another_order(count, rows):
+    drawn = np.concatenate([train.positions(step, count, rows, seed=0) for step in range(60 // math.gcd(60, count))])
+    epochs = drawn[: len(drawn) // rows * rows].reshape(-1, rows)
+    assert (np.sort(epochs, axis=1) == np.arange(rows)).all()
+    assert len(np.unique(epochs, axis=0)) == len(epochs) >= 5
+
+
+def test_the_rows_of_a_step_depend_on_its_number_and_the_seed_alone():
+    before = np.random.get_state()[1].copy()
+    assert np.array_equal(train.positions(7, 5, 12, seed=0), train.positions(7, 5, 12, seed=0))
+    assert not np.array_equal(train.positions(7, 12, 12, seed=0), train.positions(7, 12, 12, seed=1))
+    assert np.array_equal(np.random.get_state()[1], before)
+    with pytest.raises(ValueError, match="nothing to draw a batch from: 0 rows"):
+        train.positions(0, 5, 0, seed=0)
+
+
+def test_candidates_lie_query_by_query_with_the_own_caption_first(world):
+    _, batches, _, config = made(world, "pretrain")
+    batch, rows = batches(4), train.positions(4, 3, 10, config.seed)
+    assert [np.asarray(i).tolist() for i in batch.images] == [np.asarray(open_image(world[1][r])).tolist() for r in rows]
+    assert batch.instructions == [[None]] * 3 and len(batch.candidates) == len(batch.candidate_ids) == 9
+    for q, row in enumerate(rows):
+        positive, first, second = batch.candidates[3 * q : 3 * q + 3]
+        assert (positive, first) == (CAPTIONS[row], CAPTIONS[(row + 1) % 10])
+        assert second == CAPTIONS[(row + 2) % 10] or row % 2 == 0  # an even row has one negative only
+    assert batch.candidate_ids.tolist() == [caption_ids(CAPTIONS)[CAPTIONS.index(c)] for c in batch.candidates]
+
+
+def test_missing_negatives_are_replaced_by_random_captions_and_an_own_one_among_them_is_masked(world):
+    config = small_config("pretrain", queries=4)
+    pairs = [Pair(path, caption, row) for row, (path, caption) in enumerate(zip(world[1], CAPTIONS))]
+    batches = train.PairBatches(pairs, CAPTIONS, caption_ids(CAPTIONS), np.full((10, 2), -1), config)
+    drawn, own = [], 0
+    for step in range(12):
+        ids = batches(step).candidate_ids.reshape(4, 3)
+        drawn += ids[:, 1:].flatten().tolist()
+        mask = duplicate_mask(ids[:, 0], ids.flatten()).reshape(4, 4, 3)
+        for q in range(4):
+            assert torch.equal(mask[q, q, 1:], ids[q, 1:] == ids[q, 0])  # masked where it says the same, and there alone
+            own += int(mask[q, q, 1:].sum())
+    assert own > 0 and set(drawn) == set(caption_ids(CAPTIONS))
+    assert batches(3).candidates == batches(3).candidates != batches(4).candidates
+
+
+def test_fewer_negatives_than_the_config_wants_are_refused(world):
+    for negatives, given in ((None, 0), (np.zeros((10, 1), dtype=np.int64), 1)):
+        with pytest.raises(ValueError, match=f"wants 2 negatives of each picture; {given} are given"):
+            train.PairBatches([], CAPTIONS, caption_ids(CAPTIONS), negatives, small_config("pretrain"))
+
+
+def test_all_instructions_of_a_picture_are_in_one_batch(world):
+    _, batches, _, config = made(world, "instruct")
+    batch, groups = batches(2), train.positions(2, 3, 10, config.seed)
+    assert batch.instructions == [QUESTIONS[:2]] * 3
+    captions = [CAPTIONS[(g + q) % 10] for g in groups for q in range(2)]
+    assert [sorted(set(CAPTIONS))[i] for i in batch.candidates] == captions
+    with pytest.raises(ValueError, match=r"0\.png has 2 instructions; the config wants 4 of each picture"):
+        train.InstructBatches(batches.groups, batches.bank_rows, small_config("instruct", instructions_per_image=4))
+
+
+def test_captions_of_the_bank_that_differ_in_case_or_white_space_alone_are_equal(world):
+    one, other = world[1][:2]
+    groups = [[asked(one, 0, "An  owl"), asked(one, 1, "an owl")], [asked(other, 0, "x"), asked(other, 1, "a cup")]]
+    bank_rows = {"x": 0, "An  owl": 1, "a cup": 2, "an owl": 3}
+    batch = train.InstructBatches(groups, bank_rows, small_config("instruct", images=2))(0)
+    by_row = dict(zip(batch.candidates.tolist(), batch.candidate_ids.tolist()))
+    assert by_row.keys() == {0, 1, 2, 3} and by_row[1] == by_row[3] and len(set(by_row.values())) == 3
+
+
+# --- optimizer and schedule -------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine_to_zero():
+    config = PretrainConfig(steps=200, learning_rate=0.5, warmup=0.03)  # 6 steps
+    rates = [train.schedule(step, config) for step in range(201)]
+    np.testing.assert_allclose(rates[:7], [0.5 / 6, 1 / 6, 0.25, 1 / 3, 2.5 / 6, 0.5, 0.5])
+    np.testing.assert_allclose(rates[6:], [0.25 * (1 + math.cos(math.pi * k / 194)) for k in range(195)], atol=1e-12)
+    assert rates[103] == pytest.approx(0.25) and rates[199] > rates[200] == 0
+    assert train.schedule(0, PretrainConfig(steps=1)) == PretrainConfig().learning_rate
+
+
+def test_weight_decay_leaves_the_temperature_alone(world):
+    embedder, _, _, config = made(world, "pretrain", weight_decay=0.5)
+    optimizer = train.make_optimizer(embedder, config)
+    before = {n: p.detach().clone() for n, p in embedder.named_parameters() if p.requires_grad}
+    for p in embedder.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    for name, p in embedder.named_parameters():
+        if name in before:
+            kept = 1 if name == "temperature.parameter" else 1 - config.learning_rate * 0.5
+            torch.testing.assert_close(p.detach(), before[name] * kept, msg=name)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(before)
+    assert {g["betas"] for g in optimizer.param_groups} == {config.betas}
+
+
+# --- the two steps ----------------------------------------------------------------------------------------------------------------
+
+
+def gradients(embedder) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in embedder.named_parameters() if p.grad is not None}
+
+
+def test_stage_1_reaches_both_towers_the_head_and_the_temperature(world):
+    embedder, batches, step, config = made(world, "pretrain")
+    names = train.prepare(embedder, "pretrain", config)
+    step(embedder, batches(0), config)[0].backward()
+    found = gradients(embedder)
+    assert found.keys() == set(names) and all(g.abs().max() > 0 for g in found.values())
+    assert set(adapters.count_trained(embedder)) == {"language model", "vision tower", "head", "temperature"}
+
+
+def test_stage_2_reaches_the_adapter_of_the_language_model_alone(world):
+    embedder, batches, step, config = made(world, "instruct")
+    names = train.prepare(embedder, "instruct", config)
+    step(embedder, batches(0), config)[0].backward()
+    found = gradients(embedder)
+    assert found.keys() == set(names) and all(g.abs().max() > 0 for g in found.values())
+    assert all(n.startswith("model.model.language_model.") and ".instruct." in n for n in names)
+
+
+def naive_instruct_step(embedder, batch, captions, caption_adapter: bool):
+    """Stage 2 as an equation: each instruction sees its picture anew, and the captions are embedded at every step."""
+    one = lambda image, text: embedder.encode_images([image], [[text]])[0]  # noqa: E731
+    with adapters.instructed(embedder.model, True):
+        q_emb = torch.cat([one(image, text) for image, texts in zip(batch.images, batch.instructions) for text in texts])
+    with torch.no_grad(), adapters.instructed(embedder.model, caption_adapter):
+        c_emb = torch.cat([embedder.encode_texts([captions[i]])[0] for i in batch.candidates])
+    scores = (q_emb @ c_emb.T / embedder.temperature()).masked_fill(duplicate_mask(batch.candidate_ids, batch.candidate_ids), -math.inf)
+    return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def test_a_stage_2_step_equals_one_that_embeds_captions_anew_and_looks_once_per_instruction(world):
+    embedder, batches, step, config = made(world, "instruct")
+    batch, captions = batches(1), sorted(set(CAPTIONS))
+    loss, out = step(embedder, batch, config)
+    loss.backward()
+    ours = gradients(embedder)
+    embedder.zero_grad()
+    naive = naive_instruct_step(embedder, batch, captions, caption_adapter=False)
+    naive.backward()
+    assert out["masked_duplicates"] == duplicate_mask(batch.candidate_ids, batch.candidate_ids).sum()
+    assert loss.item() == pytest.approx(naive.item(), abs=1e-5)
+    for name, gradient in gradients(embedder).items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    assert abs(naive_instruct_step(embedder, batch, captions, caption_adapter=True).item() - loss.item()) > 1e-2
+
+
+def test_masked_duplicates_are_counted_and_change_the_loss(world):
+    embedder, batches, step, config = made(world, "pretrain", queries=10, negatives=0)
+    batch = batches(0)  # the whole set: "a red card" is in it twice
+    loss, out = step(embedder, batch, config)
+    assert out["masked_duplicates"] == 2 and out["candidates"] == 10
+    distinct = train.Batch(batch.images, batch.instructions, batch.candidates, torch.arange(10))
+    other, without = step(embedder, distinct, config)
+    assert without["masked_duplicates"] == 0 and other > loss
+
+
+def test_the_backward_pass_and_the_scores_do_not_run_in_bfloat16(world):
+    embedder, batches, step, config = made(world, "pretrain", bf16=True)
+    seen = []
+
+    def watched(*arguments):
+        loss, out = step(*arguments)
+        seen.extend([torch.is_autocast_enabled("cpu"), out["scores"].dtype])
+        loss.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
+        return loss, out
+
+    train.one_step(embedder, train.make_optimizer(embedder, config), batches(0), watched, config, 0)
+    assert seen == [True, torch.float32, False]
+
+
+# --- the config -------------------------------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "steps": 3, "lora": LoraConfig(4, 4, 0.1), "learning_rate": 2e-2, "betas": (0.5, 0.9), "weight_decay": 0.5, "warmup": 0.9, "clip": 1e-3,
+    "label_smoothing": 0.3, "min_visual_tokens": 16, "max_visual_tokens": 5, "bf16": True, "save_every": 2, "validate_every": 2, "seed": 1,
+    "queries": 4, "negatives": 1, "temperature": 0.2, "temperature_parametrisation": "raw", "learn_temperature": False,
+    "images": 4, "instructions_per_image": 3,
+}  # fmt: skip
+
+
+def outcome(world, runs, monkeypatch, stage: str, **changes) -> str:
+    """Everything that a training leaves behind, as text: weights, rows without times, steps at which it was saved."""
+    config, saved = small_config(stage, **{"steps": 2, "save_every": 1, "validate_every": 1} | changes), []
+    embedder = small_embedder(world[0], stage, config)
+    save = adapters.save_embedder
+    monkeypatch.setattr(adapters, "save_embedder", lambda *a, **k: (saved.append(k.get("step")), save(*a, **k)))
+    run = open_run("outcome", {}, {"changes": repr(changes), "stage": stage})
+    batches, step = small_batches(stage, world[1], config, embedder)
+    train.train(run, embedder, stage, batches, step, config, lambda e: {"val_accuracy": 0.0}, report=lambda line: None)
+    monkeypatch.setattr(adapters, "save_embedder", save)
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in run.rows()]
+    return repr([{k: v.flatten().tolist() for k, v in adapters.stage_tensors(embedder, stage).items()}, rows, saved])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+def test_every_number_of_the_config_counts(stage, world, runs, monkeypatch):
+    usual = outcome(world, runs, monkeypatch, stage)
+    for field in fields(small_config(stage)):
+        other = outcome(world, runs, monkeypatch, stage, **{field.name: OTHERS[field.name]})
+        assert other != usual, f"{field.name} changes nothing"
+    assert outcome(world, runs, monkeypatch, stage, seed=0) == usual
+
+
+def test_an_adapter_that_is_not_the_one_of_the_config_is_refused(world):
+    embedder = made(world, "pretrain")[0]
+    with pytest.raises(ValueError, match=r"'pretrain' adapter is .*'rank': 4.*; the config wants .*'rank': 8"):
+        train.prepare(embedder, "pretrain", small_config("pretrain", lora=LoraConfig(8, 8)))
+    with pytest.raises(ValueError, match="'instruct' adapter is None"):
+        train.prepare(embedder, "instruct", small_config("instruct"))
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("parametrisation", ["raw", "log"])
+def test_the_temperature_is_what_the_config_says_and_comes_back_from_disk(parametrisation, learned, world, runs):
+    embedder, batches, step, config = made(
+        world, "pretrain", temperature=0.1, temperature_parametrisation=parametrisation, learn_temperature=learned
+    )
+    run = open_run("temperature", config, {})
+    train.train(run, embedder, "pretrain", batches, step, config, report=lambda line: None)
+    kept = embedder.temperature().item()
+    assert (kept == pytest.approx(0.1)) is not learned
+    assert run.rows()[-1]["temperature"] == kept == Embedder.load(run.folder).temperature().item()
+    adapters.merge(embedder)
+    adapters.add_lora(embedder, "instruct", 2, 4)
+    adapters.save_embedder(embedder, run.folder / "stage2.safetensors")
+    assert Embedder.load(run.folder / "stage2.safetensors").temperature().item() == kept
+
+
+def test_a_loaded_embedder_sees_as_many_visual_tokens_as_it_was_trained_with(world, runs):
+    embedder, batches, step, config = made(world, "pretrain", max_visual_tokens=4)
+    run = open_run("budget", config, {})
+    train.train(run, embedder, "pretrain", batches, step, config, report=lambda line: None)
+    picture = [open_image(world[1][2])]  # 56 × 112 pixels, 8 tokens
+    tokens = [len(e.see(picture).outputs.pooler_output[0]) for e in (embedder, Embedder.load(run.folder), Embedder.from_backbone(world[0]))]
+    assert tokens == [2, 2, 8]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_logs_every_step(world, runs):
+    config = small_config("pretrain", steps=40, queries=5, negatives=0, learning_rate=3e-3, lora=LoraConfig(4, 8), validate_every=15)
+    embedder = small_embedder(world[0], "pretrain", config)
+    batches, step = small_batches("pretrain", world[1], config, embedder)
+    said, run = [], open_run("loop", config, {})
+    train.train(run, embedder, "pretrain", batches, step, config, lambda e: {"val_accuracy": 0.5}, report=said.append)
+    rows = run.rows()
+    assert [r["step"] for r in rows] == list(range(40))
+    assert np.mean([r["loss"] for r in rows[-8:]]) < 0.6 * np.mean([r["loss"] for r in rows[:8]])
+    assert [r["step"] for r in rows if "val_accuracy" in r] == [14, 29, 39]
+    assert [r["learning_rate"] for r in rows] == [train.schedule(s, config) for s in range(40)]
+    wanted = {"temperature", "accuracy", "candidates", "masked_duplicates", "gradient_norm", "tokens", "padded_tokens", "tokens_per_second"}
+    assert all(wanted <= r.keys() and r["candidates"] == 5 and 0 < r["tokens"] <= r["padded_tokens"] for r in rows)
+    assert said[0].startswith("pretrain: 39 tensors") and "from step 0 of 40" in said[0]
+    assert said[-1].startswith("step 40/40 · loss ") and said[-1].endswith("· 0 s left") and len(said) == 21
+
+
+def test_dropout_is_on_in_training_and_off_outside(world):
+    embedder, batches, _, config = made(world, "pretrain")
+    modes = []
+
+    def watched(model, batch, config):
+        modes.append(model.training)
+        raise RuntimeError("a step that fails")
+
+    with pytest.raises(RuntimeError, match="a step that fails"):
+        train.one_step(embedder, train.make_optimizer(embedder, config), batches(0), watched, config, 0)
+    assert modes == [True] and not any(m.training for m in embedder.modules())
+
+
+def test_only_batches_that_are_trained_on_are_read(world, runs):
+    embedder, batches, step, config = made(world, "pretrain")
+    asked_for = []
+    noted = lambda number: (asked_for.append(number), batches(number))[1]  # noqa: E731
+    train.train(open_run("read", config, {}), embedder, "pretrain", noted, step, config, report=lambda line: None)
+    assert asked_for == list(range(6))
+
+
+# --- validation and what stage 2 saves ----------------------------------------------------------------------------------------------
+
+
+class Told:
+    """Stands for an embedder: vectors by picture or caption."""
+
+    def __init__(self, **vectors):
+        self.vectors = {k: np.array(v, dtype=np.float32) for k, v in vectors.items()}
+
+    def embed(self, images=None, texts=None):
+        return np.stack([self.vectors[k] for k in (images if images is not None else texts)])
+
+
+def test_validation_counts_equal_captions_once_and_ties_as_missed():
+    pairs = [Pair(picture, caption, 0) for picture, caption in (("p", "a"), ("q", "b"), ("r", "a"))]
+    right = Told(p=[1, 0], q=[0, 1], r=[1, 0], a=[1, 0], b=[0, 1])
+    assert train.validator({"val": pairs})(right) == {"val_accuracy": 1.0}
+    collapsed = Told(p=[1, 0], q=[1, 0], r=[1, 0], a=[1, 0], b=[1, 0])
+    assert train.validator({"val": pairs})(collapsed) == {"val_accuracy": 0.0}
+    sets = train.validator({"val": pairs, "ood": pairs}, count=1)(collapsed)
+    assert sets == {"val_accuracy": 1.0, "ood_accuracy": 1.0}  # one caption has no rival
+
+
+def test_the_bank_and_shared_visual_tokens_save_what_they_should(world):
+    embedder, batches, _, config = made(world, "instruct", instructions_per_image=3)
+    batch, captions = batches(0), sorted(set(CAPTIONS))
+    bank = torch.from_numpy(embedder.embed(texts=captions))
+    ours, theirs = train.stage2_flops(embedder, batch, config, bank, captions)
+    assert ours < theirs and not gradients(embedder)
+    alone = lambda **parts: train.stage2_flops(embedder, SimpleNamespace(**vars(batch) | parts), config, bank, captions)  # noqa: E731
+    once = [texts[:1] for texts in batch.instructions]
+    ours_1, theirs_1 = alone(instructions=once, candidates=batch.candidates[::3], candidate_ids=batch.candidate_ids[::3])
+    assert theirs / ours > theirs_1 / ours_1 > 1  # with one instruction only the captions are saved
