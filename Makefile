@@ -1,4 +1,4 @@
-# make reproduce · test · smoke · lab · backbone · check-style. Each sets up .venv first if it is missing or stale.
+# make reproduce · test · smoke · lab · backbone · bench · check-style. Each sets up .venv first if it is missing or stale.
 
 PYTHON ?= python3
 PROFILE ?= default
@@ -15,7 +15,7 @@ READY := .venv/.ready-$(shell (echo "$(CURDIR)"; cat pyproject.toml requirements
 NEW_ENOUGH := -c "import sys; sys.exit(sys.version_info < (3, 11))"
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: reproduce test smoke lab backbone check-style
+.PHONY: reproduce test smoke lab backbone bench check-style
 
 reproduce: $(READY)
 	ABC_PROFILE=$(PROFILE) $(VENV) -m doit
@@ -35,6 +35,9 @@ lab: $(READY)
 
 backbone: $(READY)
 	$(VENV) -m abc_core.pretrain_backbone
+
+bench: $(READY)
+	$(VENV) benchmarks/step_speed.py
 
 $(READY):
 	@$(PYTHON) $(NEW_ENOUGH) 2>/dev/null || { echo "abc_core needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
