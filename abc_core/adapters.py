@@ -53,6 +53,7 @@ def add_lora(embedder, stage: str, rank: int, alpha: int, dropout: float = 0.0, 
         inject_adapter_in_model(config, embedder.model, adapter_name=stage)
     embedder.lora[stage] = {"rank": rank, "alpha": alpha, "dropout": dropout}
     freeze_but(embedder, stage)
+    embedder.eval()  # peft adds its dropout in training mode; an embedding must not depend on it
 
 
 def freeze_but(embedder, stage: str) -> list[str]:
