@@ -107,6 +107,8 @@ def unread_blocks(model: nn.Module) -> str | None:
 def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"):
     """(model, processor) of a generative VLM of a supported family, causal and unchanged; nothing is fetched, no remote code runs.
 
+    The processor is None where the folder has no tokenizer.
+
     Raises:
         FileNotFoundError: no model at `path`.
         ValueError: its family is not one of `LORA_TARGETS`.
@@ -122,7 +124,8 @@ def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu",
         raise ValueError(f"{path} is of the family {family!r}; supported are {', '.join(LORA_TARGETS)}")
     kwargs = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention, **kwargs)
-    processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    spoken = any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False) if spoken else None
     return model.to(device).eval(), processor
 
 

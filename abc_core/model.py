@@ -72,21 +72,43 @@ class Embedder(nn.Module):
 
     Args:
         model, processor: a causal backbone as `load_backbone` returns it; it is changed in place (Sec. 3.1).
-        head: use eq. 1's residual head. temperature_parametrisation: see `Temperature`.
+            Without a processor (None) it takes token ids and visual tokens (`encode`), no texts and pictures.
+        head: use eq. 1's residual head. head_hidden, head_bias: see `Head`. temperature_parametrisation: see `Temperature`.
+        pooling: "attended" averages the attended tokens; "as_published" averages all of a row, padding too, without the token id 0.
+        positions: "model" leaves them to the model (M-RoPE); "as_published" numbers the tokens of a row 0 to L − 1.
+
+    **Authors' code:** pooling and positions "as_published", so that an embedding depends on the padding of its batch, here of its length
+    group; released weights were trained that way.
+    Raises:
+        ValueError: an unknown pooling or positions.
     """
 
     def __init__(
-        self, model: nn.Module, processor, head: bool = True, bidirectional: bool = True, temperature_parametrisation: str = "log"
+        self,
+        model: nn.Module,
+        processor,
+        head: bool = True,
+        bidirectional: bool = True,
+        temperature_parametrisation: str = "log",
+        head_hidden: int | None = None,
+        head_bias: bool = False,
+        pooling: str = "attended",
+        positions: str = "model",
     ):
         super().__init__()
+        for name, value, known in (("pooling", pooling, ("attended", "as_published")), ("positions", positions, ("model", "as_published"))):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known are {', '.join(known)}")
         self.model, self.processor = model, processor
         self.family = model.config.model_type
         if bidirectional:
             make_bidirectional(model)
         linear_patches(batch_vision_attention(model))
-        self.prompts = Prompts(processor)
+        self.prompts = Prompts(processor) if processor is not None else None
+        self.pad = self.prompts.pad if processor is not None else model.config.get_text_config().pad_token_id
+        self.pooling, self.positions = pooling, positions
         self.width = model.config.get_text_config().hidden_size
-        self.head = Head(self.width) if head else nn.Identity()
+        self.head = Head(self.width, head_hidden, head_bias) if head else nn.Identity()
         self.temperature = Temperature(parametrisation=temperature_parametrisation)
         self.lora: dict[str, dict] = {}  # stage -> rank, alpha, dropout
         self.merged: dict[str, torch.Tensor] = {}  # tensors of stages that were fused into the backbone
@@ -106,10 +128,19 @@ class Embedder(nn.Module):
         return adapters.load_embedder(cls, path / "model.safetensors" if path.is_dir() else path).to(device)
 
     @classmethod
+    def load_released(cls, *args, **options) -> "Embedder":
+        """The authors' released weights, or any in their layout; see `released.load_released`."""
+        from abc_core.released import load_released
+
+        return load_released(cls, *args, **options)
+
+    @classmethod
     def from_backbone(cls, path, min_visual_tokens: int = 4, max_visual_tokens: int = 512, **options) -> "Embedder":
-        """A fresh embedder around the backbone at `path`."""
+        """A fresh embedder around the backbone at `path`; without the files of a processor there it takes token ids alone."""
         model, processor = load_backbone(path)
-        embedder = cls(model, set_visual_tokens(processor, min_visual_tokens, max_visual_tokens), **options)
+        if processor is not None:
+            set_visual_tokens(processor, min_visual_tokens, max_visual_tokens)
+        embedder = cls(model, processor, **options)
         path = Path(path).resolve()
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         embedder.built = {"backbone": str(path), "min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens, **options}
@@ -147,7 +178,7 @@ class Embedder(nn.Module):
     def _pooled(self, rows: list[list[int]], visual: Visual | None, owners: list[int] | None) -> torch.Tensor:
         """Mean over attended tokens of the last hidden layer, float[B, H]."""
         length = max(map(len, rows))
-        ids = torch.tensor([row + [self.prompts.pad] * (length - len(row)) for row in rows], device=self.device)
+        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = (torch.arange(length, device=self.device) < lengths[:, None]).long()
         seen = {}
@@ -155,8 +186,12 @@ class Embedder(nn.Module):
             outputs, inputs = visual.rows(owners)
             seen = {"mm_encoder_outputs": outputs, **inputs}
             if "image_grid_thw" in inputs:
-                seen["mm_token_type_ids"] = (ids == self.prompts.image_token).int()
+                seen["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        if self.positions == "as_published":
+            seen["position_ids"] = torch.arange(length, device=self.device).expand(3, len(rows), -1)
         hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state  # B, L, H
+        if self.pooling == "as_published":
+            return (hidden * (ids != 0)[..., None]).sum(1) / length  # B, H
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]  # B, H
 
     # --- the convenient one ---------------------------------------------------------------------------------------------------
@@ -215,6 +250,8 @@ class Embedder(nn.Module):
     def _check(self, images, texts, instructions, on: bool) -> None:
         if (images is None) == (texts is None):
             raise ValueError("give either images or texts" + (", not both" if images is not None else ""))
+        if self.prompts is None:
+            raise ValueError(f"{self.built.get('backbone', 'the backbone')} came without a processor, so pictures and texts cannot be read")
         if isinstance(images, str | Path | Image.Image) or isinstance(texts, str):
             raise ValueError("images and texts are lists; wrap a single one in [ ]")
         if texts is not None and instructions is not None:
