@@ -13,30 +13,18 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
-from abc_core.data import caption_ids, open_image
+from abc_core.batches import Batch
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step needs. Candidates lie query by query, a positive and then its K negatives; equal ids mark equal captions."""
-
-    images: list  # PIL pictures
-    instructions: list[list[str | None]]  # per picture; [None] without
-    candidates: list  # C captions, or rows of the frozen bank
-    candidate_ids: torch.Tensor  # int64[C]
 
 
 def pretrain_step(embedder, batch: Batch, config) -> tuple[torch.Tensor, dict]:
@@ -60,86 +48,6 @@ def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor) -> tuple[t
     duplicates = duplicate_mask(batch.candidate_ids, batch.candidate_ids)
     loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
     return loss, out | seen
-
-
-# --- what they are fed --------------------------------------------------------------------------------------------------------
-
-
-def positions(step: int, count: int, rows: int, seed: int) -> np.ndarray:
-    """Row numbers of a step: `rows` shuffled anew each epoch, read off `count` at a time; a function of its arguments alone."""
-    if rows < 1:
-        raise ValueError("there is nothing to draw a batch from: 0 rows")
-    start = step * count
-    epochs = range(start // rows, (start + count - 1) // rows + 1)
-    order = np.concatenate([np.random.default_rng([seed, e]).permutation(rows) for e in epochs])
-    offset = start - epochs.start * rows
-    return order[offset : offset + count]
-
-
-@dataclass(frozen=True)
-class PairBatches:
-    """Stage-1 batches of (picture, caption) pairs.
-
-    captions: all N captions of the set; a pair's own is captions[pair.row]. caption_ids int64[N]: equal for equal captions.
-    negatives: int64[N, K], rows of the set, -1 where a pair has fewer (a random row takes the place); None: in-batch negatives only.
-
-    Raises:
-        ValueError: fewer columns of negatives than the config wants.
-    """
-
-    pairs: list
-    captions: list[str]
-    caption_ids: np.ndarray
-    negatives: np.ndarray | None
-    config: object
-
-    def __post_init__(self):
-        given = 0 if self.negatives is None else self.negatives.shape[1]
-        if given < self.config.negatives:
-            raise ValueError(f"the config wants {self.config.negatives} negatives of each picture; {given} are given")
-
-    def __call__(self, step: int) -> Batch:
-        pairs = [self.pairs[i] for i in positions(step, self.config.queries, len(self.pairs), self.config.seed)]
-        rows = np.array([p.row for p in pairs])
-        columns = [rows[:, None]]
-        if self.negatives is not None:
-            chosen = self.negatives[rows, : self.config.negatives]
-            spare = np.random.default_rng([self.config.seed, step, 1]).integers(len(self.captions), size=chosen.shape)
-            columns.append(np.where(chosen >= 0, chosen, spare))
-        wanted = np.concatenate(columns, axis=1).ravel()
-        images = [open_image(p.image) for p in pairs]
-        return Batch(images, [[None]] * len(pairs), [self.captions[r] for r in wanted], torch.from_numpy(self.caption_ids[wanted]))
-
-
-@dataclass(frozen=True)
-class InstructBatches:
-    """Stage-2 batches: all instructed regions of a picture stay together (Sec. 3.2), `config.images` pictures a step.
-
-    Raises:
-        ValueError: a picture has another number of instructions than the config says.
-    """
-
-    groups: list[list]  # per picture: its Instructed rows
-    bank_rows: dict[str, int]  # caption -> row of the bank, 0 to M - 1
-    config: object
-
-    def __post_init__(self):
-        wanted = self.config.instructions_per_image
-        for group in self.groups:
-            if len(group) != wanted:
-                raise ValueError(f"{group[0].image} has {len(group)} instructions; the config wants {wanted} of each picture")
-
-    @cached_property
-    def bank_ids(self) -> np.ndarray:
-        """int64[M]: equal for captions of the bank that are equal but for case and white space."""
-        return caption_ids(sorted(self.bank_rows, key=self.bank_rows.get))
-
-    def __call__(self, step: int) -> Batch:
-        groups = [self.groups[g] for g in positions(step, self.config.images, len(self.groups), self.config.seed)]
-        images = [open_image(g[0].image) for g in groups]
-        rows = np.array([self.bank_rows[r.caption] for g in groups for r in g])
-        ids = torch.from_numpy(self.bank_ids[rows])
-        return Batch(images, [[r.instruction for r in g] for g in groups], torch.from_numpy(rows), ids)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------------
@@ -243,7 +151,9 @@ def make_optimizer(embedder, config) -> torch.optim.AdamW:
     """AdamW (Sec. 4) without weight decay on the temperature. **Authors' code:** decays it."""
     decayed = [p for n, p in embedder.named_parameters() if p.requires_grad and not n.startswith("temperature.")]
     free = [p for n, p in embedder.named_parameters() if p.requires_grad and n.startswith("temperature.")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
+    if free:
+        groups.append({"params": free, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
 
 

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from abc_core import adapters, paths, train
+from abc_core.batches import PairBatches
 from abc_core.build_backbone import build
 from abc_core.config import PretrainConfig
 from abc_core.data import caption_ids
@@ -43,7 +44,7 @@ def make_step(backbone: Path):
     train.prepare(embedder, "pretrain", config)
     optimizer = train.make_optimizer(embedder, config)
     negatives = np.random.default_rng(0).integers(len(pairs), size=(len(pairs), NEGATIVES))
-    batch = train.PairBatches(pairs, captions, caption_ids(captions), negatives, config)(0)
+    batch = PairBatches(pairs, captions, caption_ids(captions), negatives, config)(0)
 
     def step(number: int) -> float:
         start = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 from test_train import TIMES, small_backbone, small_batches, small_config, small_embedder, small_pictures
 
 from abc_core import adapters, checkpoint, paths, train
+from abc_core.batches import positions
 from abc_core.config import LoraConfig
 from abc_core.model import Embedder
 from abc_core.runlog import Run, open_run
@@ -236,7 +237,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_its_last_checkpoint_intact
 
 def test_a_picture_that_cannot_be_read_stops_the_run_with_its_name_and_the_rerun_ends_alike(world, runs, undisturbed, tmp_path):
     training = Training(world, "pretrain", runs)
-    moved = training.pictures[train.positions(3, 3, 10, 0)[0]]
+    moved = training.pictures[positions(3, 3, 10, 0)[0]]
     shutil.move(moved, tmp_path / "aside")
     with pytest.raises(FileNotFoundError, match=moved.name):
         training.go()

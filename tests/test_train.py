@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 from abc_core import adapters, prompts, train
+from abc_core.batches import Batch, InstructBatches, PairBatches
 from abc_core.build_backbone import build_processor
 from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
 from abc_core.data import caption_ids, open_image
@@ -91,11 +92,11 @@ def small_batches(stage: str, pictures: list, config, embedder):
     if stage == "pretrain":
         pairs = [Pair(path, caption, row) for row, (path, caption) in enumerate(zip(pictures, CAPTIONS))]
         negatives = np.array([[(r + 1) % 10, (r + 2) % 10 if r % 2 else -1] for r in range(10)])
-        return train.PairBatches(pairs, CAPTIONS, caption_ids(CAPTIONS), negatives, config), train.pretrain_step
+        return PairBatches(pairs, CAPTIONS, caption_ids(CAPTIONS), negatives, config), train.pretrain_step
     groups = [[asked(path, q, CAPTIONS[(k + q) % 10]) for q in range(config.instructions_per_image)] for k, path in enumerate(pictures)]
     bank_rows = {c: k for k, c in enumerate(sorted(set(CAPTIONS)))}
     bank = torch.from_numpy(embedder.embed(texts=list(bank_rows)))
-    return train.InstructBatches(groups, bank_rows, config), lambda model, batch, config: train.instruct_step(model, batch, config, bank)
+    return InstructBatches(groups, bank_rows, config), lambda model, batch, config: train.instruct_step(model, batch, config, bank)
 
 
 def asked(path, question: int, caption: str) -> Instructed:
@@ -117,79 +118,6 @@ def made(world, stage: str, **changes):
     train.prepare(embedder, stage, config)
     randomise_trained(embedder)
     return embedder, *small_batches(stage, world[1], config, embedder), config
-
-
-# --- what the steps are fed -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("count", "rows"), [(5, 12), (12, 12), (30, 12)])
-def test_every_epoch_shows_every_row_once_in_another_order(count, rows):
-    drawn = np.concatenate([train.positions(step, count, rows, seed=0) for step in range(60 // math.gcd(60, count))])
-    epochs = drawn[: len(drawn) // rows * rows].reshape(-1, rows)
-    assert (np.sort(epochs, axis=1) == np.arange(rows)).all()
-    assert len(np.unique(epochs, axis=0)) == len(epochs) >= 5
-
-
-def test_the_rows_of_a_step_depend_on_its_number_and_the_seed_alone():
-    before = np.random.get_state()[1].copy()
-    assert np.array_equal(train.positions(7, 5, 12, seed=0), train.positions(7, 5, 12, seed=0))
-    assert not np.array_equal(train.positions(7, 12, 12, seed=0), train.positions(7, 12, 12, seed=1))
-    assert np.array_equal(np.random.get_state()[1], before)
-    with pytest.raises(ValueError, match="nothing to draw a batch from: 0 rows"):
-        train.positions(0, 5, 0, seed=0)
-
-
-def test_candidates_lie_query_by_query_with_the_own_caption_first(world):
-    _, batches, _, config = made(world, "pretrain")
-    batch, rows = batches(4), train.positions(4, 3, 10, config.seed)
-    assert [np.asarray(i).tolist() for i in batch.images] == [np.asarray(open_image(world[1][r])).tolist() for r in rows]
-    assert batch.instructions == [[None]] * 3 and len(batch.candidates) == len(batch.candidate_ids) == 9
-    for q, row in enumerate(rows):
-        positive, first, second = batch.candidates[3 * q : 3 * q + 3]
-        assert (positive, first) == (CAPTIONS[row], CAPTIONS[(row + 1) % 10])
-        assert second == CAPTIONS[(row + 2) % 10] or row % 2 == 0  # an even row has one negative only
-    assert batch.candidate_ids.tolist() == [caption_ids(CAPTIONS)[CAPTIONS.index(c)] for c in batch.candidates]
-
-
-def test_missing_negatives_are_replaced_by_random_captions_and_an_own_one_among_them_is_masked(world):
-    config = small_config("pretrain", queries=4)
-    pairs = [Pair(path, caption, row) for row, (path, caption) in enumerate(zip(world[1], CAPTIONS))]
-    batches = train.PairBatches(pairs, CAPTIONS, caption_ids(CAPTIONS), np.full((10, 2), -1), config)
-    drawn, own = [], 0
-    for step in range(12):
-        ids = batches(step).candidate_ids.reshape(4, 3)
-        drawn += ids[:, 1:].flatten().tolist()
-        mask = duplicate_mask(ids[:, 0], ids.flatten()).reshape(4, 4, 3)
-        for q in range(4):
-            assert torch.equal(mask[q, q, 1:], ids[q, 1:] == ids[q, 0])  # masked where it says the same, and there alone
-            own += int(mask[q, q, 1:].sum())
-    assert own > 0 and set(drawn) == set(caption_ids(CAPTIONS))
-    assert batches(3).candidates == batches(3).candidates != batches(4).candidates
-
-
-def test_fewer_negatives_than_the_config_wants_are_refused(world):
-    for negatives, given in ((None, 0), (np.zeros((10, 1), dtype=np.int64), 1)):
-        with pytest.raises(ValueError, match=f"wants 2 negatives of each picture; {given} are given"):
-            train.PairBatches([], CAPTIONS, caption_ids(CAPTIONS), negatives, small_config("pretrain"))
-
-
-def test_all_instructions_of_a_picture_are_in_one_batch(world):
-    _, batches, _, config = made(world, "instruct")
-    batch, groups = batches(2), train.positions(2, 3, 10, config.seed)
-    assert batch.instructions == [QUESTIONS[:2]] * 3
-    captions = [CAPTIONS[(g + q) % 10] for g in groups for q in range(2)]
-    assert [sorted(set(CAPTIONS))[i] for i in batch.candidates] == captions
-    with pytest.raises(ValueError, match=r"0\.png has 2 instructions; the config wants 4 of each picture"):
-        train.InstructBatches(batches.groups, batches.bank_rows, small_config("instruct", instructions_per_image=4))
-
-
-def test_captions_of_the_bank_that_differ_in_case_or_white_space_alone_are_equal(world):
-    one, other = world[1][:2]
-    groups = [[asked(one, 0, "An  owl"), asked(one, 1, "an owl")], [asked(other, 0, "x"), asked(other, 1, "a cup")]]
-    bank_rows = {"x": 0, "An  owl": 1, "a cup": 2, "an owl": 3}
-    batch = train.InstructBatches(groups, bank_rows, small_config("instruct", images=2))(0)
-    by_row = dict(zip(batch.candidates.tolist(), batch.candidate_ids.tolist()))
-    assert by_row.keys() == {0, 1, 2, 3} and by_row[1] == by_row[3] and len(set(by_row.values())) == 3
 
 
 # --- optimizer and schedule -------------------------------------------------------------------------------------------------------
@@ -276,7 +204,7 @@ def test_masked_duplicates_are_counted_and_change_the_loss(world):
     batch = batches(0)  # the whole set: "a red card" is in it twice
     loss, out = step(embedder, batch, config)
     assert out["masked_duplicates"] == 2 and out["candidates"] == 10
-    distinct = train.Batch(batch.images, batch.instructions, batch.candidates, torch.arange(10))
+    distinct = Batch(batch.images, batch.instructions, batch.candidates, torch.arange(10))
     other, without = step(embedder, distinct, config)
     assert without["masked_duplicates"] == 0 and other > loss
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from abc_core import adapters, prompts
 from abc_core.backbone import LORA_TARGETS
+from abc_core.batches import Batch
 from abc_core.build_backbone import build_processor
 from abc_core.model import Embedder
-from abc_core.train import Batch, instruct_step, pretrain_step
+from abc_core.train import instruct_step, pretrain_step
 
 FAMILIES = tuple(LORA_TARGETS)
 TEXTS = ["an owl", "two blue cups on a card", "a red owl", "x", "an owl on a red card beside two blue cups", "two blue cups on a bard"]
