@@ -134,6 +134,7 @@ class PretrainConfig(StageConfig):
     temperature: float = within("(0, inf)", 0.07)  # Sec. 4, τ before the first step
     temperature_parametrisation: Literal["log", "raw"] = "log"  # not in the paper; authors' code: "raw"
     learn_temperature: bool = True  # Sec. 3.1, 4.3
+    temperature_factor: float = within("(0, inf)", 1.0)  # learning rate of τ's parameter over that of the others; not in the paper
 
 
 @dataclass(frozen=True, kw_only=True)

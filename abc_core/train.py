@@ -136,7 +136,7 @@ def one_step(embedder, optimizer, batch: Batch, step_fn, config, step: int) -> d
         raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step}; the run's last checkpoint is intact")
     rate = schedule(step, config)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     optimizer.step()
     seconds = time.perf_counter() - start
     return {
@@ -151,9 +151,9 @@ def make_optimizer(embedder, config) -> torch.optim.AdamW:
     """AdamW (Sec. 4) without weight decay on the temperature. **Authors' code:** decays it."""
     decayed = [p for n, p in embedder.named_parameters() if p.requires_grad and not n.startswith("temperature.")]
     free = [p for n, p in embedder.named_parameters() if p.requires_grad and n.startswith("temperature.")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay, "factor": 1.0}]
     if free:
-        groups.append({"params": free, "weight_decay": 0.0})
+        groups.append({"params": free, "weight_decay": 0.0, "factor": config.temperature_factor})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
 
 

@@ -229,7 +229,7 @@ OTHERS = {
     "steps": 3, "lora": LoraConfig(4, 4, 0.1), "learning_rate": 2e-2, "betas": (0.5, 0.9), "weight_decay": 0.5, "warmup": 0.9, "clip": 1e-3,
     "label_smoothing": 0.3, "min_visual_tokens": 16, "max_visual_tokens": 5, "bf16": True, "save_every": 2, "validate_every": 2, "seed": 1,
     "queries": 4, "negatives": 1, "temperature": 0.2, "temperature_parametrisation": "raw", "learn_temperature": False,
-    "images": 4, "instructions_per_image": 3,
+    "temperature_factor": 3.0, "images": 4, "instructions_per_image": 3,
 }  # fmt: skip
 
 
