@@ -97,6 +97,9 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=24, do_sample=Fal
 look-alike glyphs, four of the ten colours are held out: no training picture shows a glyph on a card of such a colour, and the scores below
 are on scenes that show nothing else.
 
+The vision tower first learns alone which words each region shows, its place among them (location-aware captions, from the boxes of
+`conversations.jsonl`); then the whole model learns to answer, on few cards before many (`CURRICULUM` in `abc_core/pretrain_backbone.py`).
+
 ## Exact match on held-out scenes
 
 Share of questions, in per cent, whose whole answer greedy decoding gives. `described`: the answer is a sentence with object, colour and

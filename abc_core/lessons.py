@@ -19,6 +19,7 @@ from abc_core import prompts
 from abc_core.data import expect, field_of, open_image, read_json_lines
 
 IGNORED = -100  # a label that no loss counts
+DESCRIBE_ALL = "Describe everything in the picture."
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Stage:
     pictures: dict  # "single" (one card), "small" (up to four), "full" -> weight
     kinds: dict  # question kind -> weight; others are not asked
     questions: int = 6  # per picture, at most
-    words: bool = False  # train the vision tower alone, on which words a picture shows
+    words: bool = False  # train the vision tower alone, on which words every region shows
+    rate: float = 1.0  # of the learning rate
+    size: float = 1.0  # of a batch
 
 
-def read_conversations(folder: Path) -> list[dict]:
+def read_conversations(folder: Path, dense: bool = False) -> list[dict]:
     """Records of folder/conversations.jsonl, their conversations as `turns`: (kind, question, answer), equal texts kept once.
+
+    With `dense`, each has one more turn, of the kind "dense": a description of all its regions, in a random order.
 
     Raises:
         FileNotFoundError: no such file.
@@ -47,16 +52,33 @@ def read_conversations(folder: Path) -> list[dict]:
         if len(said) != 2 * len(kinds):
             raise ValueError(f"{where}: {len(kinds)} kinds need a question and an answer each, but there are {len(said)} turns")
         facts = {"image": field_of(record, "image", str, where)} | {k: field_of(record, k, int, where) for k in ("width", "height")}
-        records.append(facts | {"kinds": kinds, "turns": list(zip(kinds, said[::2], said[1::2]))})
+        regions = field_of(record, "regions", list, where)
+        facts["regions"] = [(*field_of(r, "box", list, where), *map(sys.intern, field_of(r, "words", list, where))) for r in regions]
+        turns = list(zip(kinds, said[::2], said[1::2]))
+        if dense:
+            caption = _dense_caption(facts["regions"], np.random.default_rng(row))
+            kinds, turns = [*kinds, "dense"], [*turns, ("dense", DESCRIBE_ALL, caption)]
+        records.append(facts | {"kinds": kinds, "turns": turns})
     return records
+
+
+def _dense_caption(regions: list, rng: np.random.Generator) -> str:
+    """All regions, each after its place, its looks or its thing: what follows can be read off the picture in one look."""
+    parts = []
+    for k in rng.permutation(len(regions)):
+        thing, colour, shape, place = regions[k][4:]
+        look, there = f"on the {colour} {shape}", f"in the {place}" if place else ""
+        first, *rest = [part for part in rng.permutation([thing, look, there]).tolist() if part]
+        parts.append(f"{first}: {' '.join(rest)}")
+    return "; ".join(parts)
 
 
 class Lessons:
     """Conversations about pictures, drawn by (seed, step) alone, so that a resumed run sees what the killed one would have seen."""
 
-    def __init__(self, folder: Path, processor, seed: int = 0):
+    def __init__(self, folder: Path, processor, seed: int = 0, dense: bool = False):
         self.folder, self.processor, self.seed = Path(folder), processor, seed
-        self.records = read_conversations(self.folder)
+        self.records = read_conversations(self.folder, dense)
         self.groups = defaultdict(list)  # (complexity, width, height) -> record numbers; a batch has one size, so no pixel is padded
         for k, record in enumerate(self.records):
             cards = sum(kind == "look" for kind in record["kinds"])
@@ -75,8 +97,10 @@ class Lessons:
         _, size = keys[rng.choice(len(keys), p=weights / weights.sum())]
         pool = np.concatenate([self.groups[k] for k in keys if k[1] == size and stage.pictures.get(k[0], 0.0) > 0])
         text = 0 if stage.words else 23 + 27 * stage.questions
-        count = min(256, max(8, round(tokens / (2 * size[0] * size[1] / 28**2 + text))))  # a visual token costs two of text
+        count = min(256, max(8, round(stage.size * tokens / (2 * size[0] * size[1] / 28**2 + text))))  # a visual token costs two of text
         rows = [self.records[i] for i in rng.choice(pool, size=count)]
+        if stage.words:
+            return self._look(rows)
         return self.collate(rows, [self._draw(r, stage, rng) for r in rows], rng.random(count) < 0.25)
 
     def _total(self, complexity):
@@ -107,8 +131,7 @@ class Lessons:
 
         Rows with `prefixed` have "Instruction: " before their questions, as the embedder's prompt will.
         """
-        pictures = [open_image(self.folder / r["image"]) for r in rows]
-        vision = self.processor.image_processor(images=pictures, return_tensors="pt")
+        vision = self._look(rows)
         grid = vision["image_grid_thw"][0].tolist()
         high, wide = grid[1] // 2, grid[2] // 2
         before, after = self.ids(prompts.BEFORE_IMAGE), self.ids(prompts.AFTER_IMAGE)
@@ -117,11 +140,32 @@ class Lessons:
         length = len(prefix) + max(sum(len(ids) for ids, _ in row) for row in blocks)
         return {**vision, **_pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0])}
 
+    def _look(self, rows: list[dict]) -> dict:
+        """Pictures of one size as the vision tower wants them, and of each of their R regions: its picture int64[R], the share of it in
+        every visual token float32[R, tokens] and the token ids of its words, with and without a space before them (R sets)."""
+        pictures = [open_image(self.folder / r["image"]) for r in rows]
+        vision = self.processor.image_processor(images=pictures, return_tensors="pt")
+        high, wide = (n // 2 for n in vision["image_grid_thw"][0].tolist()[1:])
+        regions = [(k, region, r) for k, r in enumerate(rows) for region in r["regions"]]
+        shares = [
+            np.outer(_overlap(y, h, r["height"], high), _overlap(x, w, r["width"], wide)).ravel() for _, (x, y, w, h, *_), r in regions
+        ]
+        said = [{i for word in region[4:] if word for text in (word, " " + word) for i in self.ids(text)} for _, region, _ in regions]
+        shares = torch.from_numpy(np.stack(shares)).float()
+        owner = torch.tensor([k for k, _, _ in regions])
+        return {**vision, "picture": owner, "shares": shares / shares.sum(1, keepdim=True), "words": said}
+
     def block(self, record, turn: int, prefixed: bool) -> tuple[list[int], int]:
         """Token ids of one question with its answer, and how many of them are the answer (with its end)."""
         _, question, answer = self.turns(record)[turn]
         answer = self.ids(answer + prompts.IM_END)
         return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER) + answer, len(answer)
+
+
+def _overlap(start: int, length: int, of: int, cells: int) -> np.ndarray:
+    """How much of each of `cells` equal parts of `of` pixels lies in start … start + length."""
+    edges = np.linspace(0, of, cells + 1)
+    return np.clip(np.minimum(edges[1:], start + length) - np.maximum(edges[:-1], start), 0, None)
 
 
 def _pack(prefix, at, grid, blocks, length, pad) -> dict:

@@ -36,48 +36,67 @@ TEST_IMAGES = 1_600  # scenes of held-out meanings; one in three has a largest c
 
 
 def answer_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Mean cross-entropy over answer tokens; logits are computed at those positions only. Returns (loss, {accuracy, tokens})."""
-    hidden = model.model(
-        input_ids=batch["input_ids"], attention_mask={"full_attention": batch["mask"]}, position_ids=batch["position_ids"],
-        pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"], use_cache=False,
-    ).last_hidden_state  # fmt: skip
-    targets = batch["labels"][:, 1:]
-    keep = targets != IGNORED
-    logits = model.lm_head(hidden[:, :-1][keep]).float()
-    loss = F.cross_entropy(logits, targets[keep])
-    return loss, {"accuracy": (logits.argmax(-1) == targets[keep]).float().mean().item(), "tokens": int(keep.sum())}
+    """Mean cross-entropy over answer tokens, plus `word_loss` of the same visual tokens. Returns (loss, {accuracy, tokens}).
+
+    Without the second, questions that are learned late find a vision tower that has forgotten what the early ones did not ask for.
+    """
+    seen = _seen(model, batch)
+    logits, targets = _answer_logits(model, batch, seen)
+    words, out = _region_loss(model, batch, seen)
+    loss = F.cross_entropy(logits, targets) + words
+    right = (logits.argmax(-1) == targets).float().mean().item()
+    return loss, {"accuracy": right, "tokens": len(targets), "word_loss": words.item(), "word_accuracy": out["accuracy"]}
 
 
 def word_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Which words does a picture show? Cross-entropy of the mean visual token, read through the word embeddings, with the answers' tokens.
+    """Which words does every region show? Cross-entropy of its mean visual token, read through the word embeddings, with its words' tokens.
 
     A vision tower that starts from nothing needs this first (Qwen2-VL's was a trained image encoder): it has no text to hide behind.
+    Regions say where a word belongs, and their places are among the words (as in location-aware captioners).
     """
-    merged = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True).pooler_output
-    logits = model.lm_head(torch.stack([v.mean(0) for v in merged])).float()
+    return _region_loss(model, batch, _seen(model, batch))
+
+
+def _seen(model, batch: dict):
+    """The vision tower's output for a batch; pooler_output is one float[V, H] per picture."""
+    return model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
+
+
+def _answer_logits(model, batch: dict, seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32[T, V] and targets int64[T] of a batch's T answer tokens, row by row; no other position gets logits."""
+    hidden = model.model(
+        input_ids=batch["input_ids"], attention_mask={"full_attention": batch["mask"]}, position_ids=batch["position_ids"],
+        mm_encoder_outputs={"image": seen}, image_grid_thw=batch["image_grid_thw"], use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    targets = batch["labels"][:, 1:]
+    keep = targets != IGNORED
+    return model.lm_head(hidden[:, :-1][keep]).float(), targets[keep]
+
+
+def _region_loss(model, batch: dict, seen) -> tuple[torch.Tensor, dict]:
+    tokens = torch.stack(list(seen.pooler_output))[batch["picture"]].float()
+    logits = model.lm_head(torch.einsum("rc,rcd->rd", batch["shares"], tokens)).float()
     bags = torch.zeros_like(logits)
-    for row, labels in enumerate(batch["labels"]):
-        bags[row, labels[labels != IGNORED]] = 1.0
-    bags[:, model.config.text_config.eos_token_id] = 0.0
+    for row, words in enumerate(batch["words"]):
+        bags[row, list(words)] = 1.0
     bags /= bags.sum(1, keepdim=True)
     loss = -(bags * logits.log_softmax(-1)).sum(1).mean()
-    best = logits.argsort(descending=True)[:, :8]
+    best = logits.argsort(descending=True)[:, :12]
     return loss, {"accuracy": bags.gather(1, best).sum(1).mean().item(), "tokens": int((bags > 0).sum())}
 
 
 # Each stretch is long enough for its questions to be learned; exact match by kind decides, not the loss.
 CURRICULUM = (
-    Stage(240, {"single": 1.0}, {"content": 4, "property": 1}, questions=1, words=True),
-    Stage(450, {"single": 0.7, "small": 0.3}, {"content": 4, "property": 1, "place": 0.5}, questions=2),
-    Stage(640, {"single": 0.4, "small": 0.6}, {"content": 4, "property": 1, "look": 1, "place": 0.5}, questions=2),
+    Stage(300, {"single": 0.2, "small": 0.3, "full": 0.5}, {}, words=True),
     Stage(
-        1150, {"single": 0.05, "small": 0.6, "full": 0.35},
-        {"content": 2, "property": 1.5, "look": 2.5, "place": 2, "content_described": 0.5}, questions=4,
+        900, {"single": 0.1, "small": 0.6, "full": 0.3},
+        {"dense": 50, "content": 1, "look": 1, "place": 1, "property": 0.5, "where": 0.5}, questions=4, rate=0.4, size=0.4,
     ),
     Stage(
-        10**9, {"single": 0.06, "small": 0.24, "full": 0.7},
-        {"content": 2, "place": 2.5, "property": 1.5, "look": 1, "where": 1, "neighbour": 1.5, "size": 0.5, "count": 0.2,
+        10**9, {"single": 0.05, "small": 0.25, "full": 0.7},
+        {"dense": 5, "content": 2, "place": 2.5, "property": 1.5, "look": 1, "where": 1, "neighbour": 1.5, "size": 0.5, "count": 0.2,
          "content_described": 1, "place_described": 1.5, "property_described": 0.5, "neighbour_described": 0.5, "size_described": 0.3},
+        questions=6, rate=0.4, size=0.4,
     ),
 )  # fmt: skip
 
@@ -86,13 +105,13 @@ CURRICULUM = (
 class BackboneConfig:
     """Numbers of the generative training; `tokens` is the size of a batch (see `Lessons.batch`)."""
 
-    steps: int = 2400
+    steps: int = 3000
     tokens: int = 10_000
     learning_rate: float = 1.5e-3  # of AdamW
     muon_factor: float = 4.0  # Muon's learning rate is this many times higher; its update of a matrix has 0.2 of AdamW's size
     weight_decay: float = 0.01
     warmup: int = 20
-    cooldown: float = 0.3  # last part of the steps, in which the learning rate falls linearly to zero
+    cooldown: float = 0.25  # last part of the steps, in which the learning rate falls linearly to zero
     save_every: int = 50
     keep: tuple[float, ...] = (0.1, 0.5)  # shares of the steps whose weights are kept, for the study of backbones
     seed: int = 0
@@ -145,8 +164,8 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
             start, (stage, batch) = time.perf_counter(), ahead.result()
             ahead = reader.submit(draw, min(step + 1, config.steps - 1))
             task = word_loss if stage.words else answer_loss
-            metrics = _train_step(model, opts, batch, task, learning_rate(step, config), config.bf16)
-            metrics |= {"step": step, "pictures": len(batch["input_ids"]), "seconds": round(time.perf_counter() - start, 3)}
+            metrics = _train_step(model, opts, batch, task, stage.rate * learning_rate(step, config), config.bf16)
+            metrics |= {"step": step, "pictures": len(batch["image_grid_thw"]), "seconds": round(time.perf_counter() - start, 3)}
             log.log(**metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 _save(last, model, lessons, step + 1, opts)
@@ -193,8 +212,7 @@ def _train_step(model, opts, batch, task, lr: float, bf16: bool) -> dict:
             group["lr"] = lr * group.get("factor", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    row = {"loss": round(loss.item(), 5), "accuracy": round(metrics["accuracy"], 5)}
-    return row | {"gradient_norm": round(norm.item(), 4), "tokens": metrics["tokens"]}
+    return {"loss": round(loss.item(), 5), "gradient_norm": round(norm.item(), 4)} | {k: round(v, 5) for k, v in metrics.items()}
 
 
 # --- 2. exact match and answers -----------------------------------------------------------------------------------------------
@@ -228,13 +246,8 @@ def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1) -> 
 def _answers_right(model, lessons, record, turns) -> list[bool]:
     """For each asked turn of one picture: is every answer token the most likely one?"""
     batch = lessons.collate([record], [turns], [False])
-    hidden = model.model(
-        input_ids=batch["input_ids"], attention_mask={"full_attention": batch["mask"]}, position_ids=batch["position_ids"],
-        pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"], use_cache=False,
-    ).last_hidden_state  # fmt: skip
-    targets = batch["labels"][0, 1:]
-    keep = targets != IGNORED
-    ok = (model.lm_head(hidden[0, :-1][keep]).argmax(-1) == targets[keep]).tolist()
+    logits, targets = _answer_logits(model, batch, _seen(model, batch))
+    ok = (logits.argmax(-1) == targets).tolist()
     out = []
     for t in turns:
         answer = lessons.block(record, t, False)[1]
@@ -273,7 +286,7 @@ def main(words: list[str] | None = None) -> None:
     config = BackboneConfig(steps=args.steps)
     model, processor = build(tokenizer_texts(data), seed=config.seed)
     if not args.export:
-        train(model, Lessons(data, processor, config.seed), config, args.out, report=report)
+        train(model, Lessons(data, processor, config.seed, dense=True), config, args.out, report=report)
     for kind, row in export(model, processor, args.out, config, data, test).items():
         report(f"{kind:24s} {100 * row['exact_match']:5.1f} %   n = {row['n']}")
 

@@ -13,7 +13,7 @@ from abc_core import checkpoint, export_backbone, paths, pretrain_backbone, prom
 from abc_core.backbone import load_backbone
 from abc_core.build_backbone import build, tokenizer_texts
 from abc_core.data import open_image
-from abc_core.lessons import IGNORED, Lessons, Stage, prefix_positions
+from abc_core.lessons import DESCRIBE_ALL, IGNORED, Lessons, Stage, prefix_positions
 from abc_core.openmoji import world
 from abc_core.openmoji.world import World, draw_part
 from abc_core.pretrain_backbone import BackboneConfig, answer, exact_match, optimizers, train
@@ -167,9 +167,43 @@ def test_labels_are_the_answers_and_their_end_alone(built, lessons):
 
 def test_a_step_always_draws_the_same_batch_and_another_step_another(data, built, lessons):
     one, again = lessons.batch(3, ANSWERS, 1), Lessons(data, built[1]).batch(3, ANSWERS, 1)
-    assert all(torch.equal(one[k], again[k]) for k in one)
+    assert all(torch.equal(one[k], again[k]) for k in one if k != "words") and one["words"] == again["words"]
     assert not torch.equal(one["pixel_values"], lessons.batch(4, ANSWERS, 1)["pixel_values"])
-    assert len(one["input_ids"]) == 8 and len(lessons.batch(3, WORDS, 10_000)["input_ids"]) == 256
+    assert len(one["input_ids"]) == 8 and len(lessons.batch(3, WORDS, 10_000)["image_grid_thw"]) == 256
+
+
+def test_regions_have_their_visual_tokens_and_their_words(built, lessons):
+    record = next(r for r in lessons.records if (r["width"], r["height"]) == (168, 168) and len(r["regions"]) > 5)
+    batch = lessons.collate([record, record], [[0], [0]], [False, False])
+    assert batch["picture"].tolist() == [0] * len(record["regions"]) + [1] * len(record["regions"])
+    assert torch.allclose(batch["shares"].sum(1), torch.ones(len(batch["shares"])))
+    for (x, y, _, _, *words), shares, said in zip(record["regions"], batch["shares"], batch["words"]):
+        rows, columns = shares.reshape(6, 6).nonzero().T
+        assert {*rows.tolist()} == {y // 56 * 2, y // 56 * 2 + 1} and {*columns.tolist()} == {x // 56 * 2, x // 56 * 2 + 1}
+        assert said == {i for word in words for text in (word, " " + word) for i in lessons.ids(text)}
+
+
+def test_a_dense_caption_says_everything_of_every_region(data, built):
+    for record in Lessons(data, built[1], dense=True).records[:30]:
+        kind, question, caption = record["turns"][-1]
+        parts = caption.split("; ")
+        assert (kind, question, len(parts)) == ("dense", DESCRIBE_ALL, len(record["regions"])) and record["kinds"][-1] == "dense"
+        for *_, thing, colour, shape, place in record["regions"]:
+            facts = (thing, f"on the {colour} {shape}", f"in the {place}" if place else "")
+            assert any(part.count(":") == 1 and all(fact in part for fact in facts) for part in parts)
+
+
+def test_the_word_loss_is_lowest_for_a_tower_that_says_the_words_of_each_region(model, lessons, monkeypatch):
+    record = next(r for r in lessons.records if len(r["regions"]) > 5)
+    batch, head = lessons.collate([record], [[0]], [False]), model.lm_head.weight
+    tokens = torch.zeros(batch["shares"].shape[1], head.shape[1])
+    before = pretrain_backbone.word_loss(model, batch)[0].item()
+    for shares, said in zip(batch["shares"], batch["words"]):
+        tokens[shares > 0] = 6 * head[list(said)].mean(0)
+    seen = type("Seen", (), {"pooler_output": (tokens,)})
+    monkeypatch.setattr(model.model, "get_image_features", lambda *a, **k: seen)
+    loss, out = pretrain_backbone.word_loss(model, batch)
+    assert loss.item() < 0.6 * before and out["accuracy"] > 0.95
 
 
 # --- training -------------------------------------------------------------------------------------------------------------------
@@ -222,13 +256,13 @@ def test_a_finished_run_only_loads_its_weights(built, trained, lessons):
 
 
 def test_optimizers_start_from_the_zeros_that_torch_starts_from(built, lessons):
-    batch, ends = lessons.batch(0, WORDS, 1), []
+    words, answers, ends = lessons.batch(0, WORDS, 1), lessons.batch(0, ANSWERS, 1), []
     for own_start in (True, False):
         model = copy.deepcopy(built[0])
         opts = optimizers(model, BackboneConfig())
         for optimizer in opts.values() if own_start else ():
             optimizer.state.clear()
-        for task in (pretrain_backbone.word_loss, pretrain_backbone.answer_loss):
+        for task, batch in ((pretrain_backbone.word_loss, words), (pretrain_backbone.answer_loss, answers)):
             task(model, batch)[0].backward()
             for optimizer in opts.values():
                 optimizer.step()
@@ -263,16 +297,21 @@ def test_the_learning_rate_warms_up_stays_and_cools_down():
     assert rates[0] == pytest.approx(0.1) and rates[9:71] == [1.0] * 62 and rates[85] == pytest.approx(0.5) and rates[100] == 0
 
 
+PICTURE = '"conversations": [], "width": 1, "height": 1'
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("not json", r"conversations.jsonl row 1 is not JSON"),
-        ('{"kinds": ["a"], "conversations": [], "image": "a", "width": 1, "height": 1}', r"row 1: 1 kinds need .* there are 0 turns"),
-        ('{"kinds": [], "conversations": [], "image": 3, "width": 1, "height": 1}', r"row 1: 'image' is missing or of a wrong type: 3"),
+        (f'{{"kinds": ["a"], {PICTURE}, "image": "a", "regions": []}}', r"row 1: 1 kinds need .* there are 0 turns"),
+        (f'{{"kinds": [], {PICTURE}, "image": "a"}}', r"row 1: 'regions' is missing or of a wrong type"),
+        (f'{{"kinds": [], {PICTURE}, "image": "a", "regions": [{{}}]}}', r"row 1: 'box' is missing"),
+        (f'{{"kinds": [], {PICTURE}, "image": 3, "regions": []}}', r"row 1: 'image' is missing or of a wrong type: 3"),
     ],
 )
 def test_a_broken_conversation_is_named(tmp_path, line, message):
-    good = '{"kinds": [], "conversations": [], "image": "a.jpg", "width": 1, "height": 1}\n'
+    good = '{"kinds": [], "conversations": [], "image": "a.jpg", "width": 1, "height": 1, "regions": []}\n'
     (tmp_path / "conversations.jsonl").write_text(good + line + "\n")
     with pytest.raises(ValueError, match=message):
         Lessons(tmp_path, None)

@@ -31,7 +31,10 @@ _NOT_OBJECTS = re.compile(
     r"sun|cloud|rainbow|star|sparkle|dizzy|sweat|collision|hole|speech|thought|thumb|palm|fist|footprints|merperson|elf|genie|"
     r"bald|construction|cooking|warning|ninja|mate$|red |green |white |black |blue |small|suit|arrival|card|disk$|japanese|hindu|"
     r"grinning|pouting|e mail|t rex|x ray|t shirt|vampire|zombie|fairy|mage|troll|hero|villain|guard|detective|santa|mrs|bride|"
-    r"prince|princess|officer|worker|snowboarder|swimmer|surfer"
+    r"prince|princess|officer|worker|snowboarder|swimmer|surfer|locked|label|increasing|hatching|medal|incoming|inbox|camping|guide|"
+    r"oden$|cityscape|desert$|oncoming|^seat$|joker|bus stop|railway track|metro$|mountain railway|light rail|tokyo|fuji|vibration|"
+    r"mechanical|currency|station|muted|memo|reminder|hockey|badminton|bowling|cricket game|orange book|gem stone|hourglass done|"
+    r"water closet|musical note|classical|headphone|vulcan|^wood$|tanabata|moai|ogre|outbox|hamsa"
 )
 _PLURAL_OR_MASS = re.compile(
     r"\b(glasses|goggles|jeans|shorts|socks|gloves|chopsticks|scissors|bacon|rice|ice|curry|bread|cheese|salt|money|luggage|"

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from abc_core.openmoji import words
 
-MARGIN = 0.03  # of a cell, kept free around a card
+MARGIN = 0.06  # of a cell, kept free around a card
 JITTER = 2  # px, a card's distance from the middle of its cell
 # look -> (sky top, sky bottom, ground near, ground far, texture grain in px); "studio" is the out-of-distribution look.
 LOOKS = {
@@ -59,7 +59,7 @@ def sample_scene(rng: np.random.Generator, meanings: list[Meaning], grid: tuple[
     cards = []
     for k, (meaning, c) in enumerate(zip(meanings, sorted(cells.tolist()))):
         size = "large" if k == hero else "small"
-        scale = 1.0 if size == "large" else rng.uniform(0.78, 0.84) if hero is not None else rng.uniform(0.90, 0.98)
+        scale = 1.0 if size == "large" else rng.uniform(0.80, 0.86) if hero is not None else rng.uniform(0.94, 1.0)
         side = int(cell * (1 - 2 * MARGIN) * scale)
         dx, dy = np.clip((cell - side) // 2 + rng.integers(-JITTER, JITTER + 1, 2), 0, cell - side).tolist()
         x, y = (c % cols) * cell + dx, (c // cols) * cell + dy

@@ -31,7 +31,7 @@ from abc_core.openmoji.questions import REGION_KINDS, questions
 from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
 from abc_core.runlog import fingerprint
 
-VERSION = 3  # part of the fingerprint; raise it when a drawing or a wording changes
+VERSION = 4  # part of the fingerprint; raise it when a drawing or a wording changes
 HELD_OUT_COLOURS = 4
 FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
 SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
@@ -240,7 +240,8 @@ def _conversation(i: int, scene: Scene, rng: np.random.Generator, held_out: bool
     for k, (_, question, answer) in enumerate(turns):
         talk += [{"from": "human", "value": ("<image>\n" if k == 0 else "") + question}, {"from": "gpt", "value": answer}]
     picture = {"id": i, "image": f"images/{i:06d}.jpg", "width": scene.width, "height": scene.height}
-    return picture | {"kinds": [kind for kind, _, _ in turns], "conversations": talk}
+    seen = [{"box": c.box, "words": (*c.meaning, words.place(c.cell, scene.grid))} for c in scene.cards]
+    return picture | {"kinds": [kind for kind, _, _ in turns], "conversations": talk, "regions": seen}
 
 
 def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out: bool) -> None:
