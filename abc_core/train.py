@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,31 +24,39 @@ from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
 from abc_core.batches import Batch
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
+from abc_core.parallel import Rows, gather
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
 
 
-def pretrain_step(embedder, batch: Batch, config) -> tuple[torch.Tensor, dict]:
+def pretrain_step(embedder, batch: Batch, config, rows: Rows | None = None) -> tuple[torch.Tensor, dict]:
     """Equation 2 over pictures (no instructions) and their captions with mined negatives; gradients reach both sides and τ."""
-    q_emb, seen = embedder.encode_images(batch.images, batch.instructions)  # B, D
-    c_emb, read = embedder.encode_texts(batch.candidates)  # B·(1+K), D
-    duplicates = duplicate_mask(batch.candidate_ids[:: len(c_emb) // len(q_emb)], batch.candidate_ids)
+    rows = rows or Rows()
+    q_emb, seen = rows(embedder.encode_images, batch.images, batch.instructions)  # B, D
+    c_emb, read = rows(embedder.encode_texts, batch.candidates)  # B·(1+K), D
+    ids = gather(batch.candidate_ids)
+    duplicates = duplicate_mask(ids[:: len(c_emb) // len(q_emb)], ids)
     loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
     return loss, out | {k: seen[k] + read[k] for k in seen}
 
 
-def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor) -> tuple[torch.Tensor, dict]:
+def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, dict]:
     """Equation 2 over instructed pictures and their frozen captions; τ is frozen, in-batch negatives only.
 
     The captions of `bank`, float[M, D], were embedded once by the stage-1 model; a picture's visual tokens are computed once for all its
     instructions. **Authors' code:** both towers run at every step, the vision tower once per instruction; the numbers are the same.
     """
-    with adapters.instructed(embedder.model, True):
-        q_emb, seen = embedder.encode_images(batch.images, batch.instructions)  # B = images · instructions, D
-    c_emb = bank[batch.candidates]  # B, D
-    duplicates = duplicate_mask(batch.candidate_ids, batch.candidate_ids)
-    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
+    rows = rows or Rows()
+    q_emb, seen = rows(partial(_encode_instructed, embedder), batch.images, batch.instructions)  # B = images · instructions, D
+    c_emb, ids = gather(bank[batch.candidates]), gather(batch.candidate_ids)  # B, D
+    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicate_mask(ids, ids), label_smoothing=config.label_smoothing)
     return loss, out | seen
+
+
+def _encode_instructed(embedder, images: list, instructions: list) -> tuple[torch.Tensor, dict]:
+    """With the stage-2 adapter on, in a replayed forward pass too."""
+    with adapters.instructed(embedder.model, True):
+        return embedder.encode_images(images, instructions)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------------
@@ -58,7 +67,7 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
 
     Args:
         run: the open run folder (`runlog.open_run`). A finished one is loaded, not trained.
-        batches: step -> Batch. step_fn: (embedder, batch, config) -> (loss, out).
+        batches: step -> Batch. step_fn: (embedder, batch, config, rows=…) -> (loss, out).
         validate: embedder -> dict of numbers, called every config.validate_every steps and at the end; optional.
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last good checkpoint is intact.
@@ -121,17 +130,18 @@ def one_step(embedder, optimizer, batch: Batch, step_fn, config, step: int) -> d
     """Forward, backward, update; returns the row to log."""
     start = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)  # first, so that nothing is left over from a step that failed
+    trained = [p for p in embedder.parameters() if p.requires_grad]
     embedder.train()
     try:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-            with _arithmetic(config.bf16, embedder.device):
-                loss, out = step_fn(embedder, batch, config)
+            rows = Rows(config.chunk, partial(_arithmetic, config.bf16, embedder.device))
+            loss, out = step_fn(embedder, batch, config, rows=rows)
             check_finite(loss.detach(), step)
-            loss.backward()
+            rows.backward(loss, trained, list(embedder.temperature.parameters()))
     finally:
         embedder.eval()
-    norm = nn.utils.clip_grad_norm_([p for p in embedder.parameters() if p.requires_grad], config.clip)
+    norm = nn.utils.clip_grad_norm_(trained, config.clip)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step}; the run's last checkpoint is intact")
     rate = schedule(step, config)

@@ -177,8 +177,8 @@ def disturbed(at: int, what):
     def around(step):
         count = itertools.count()
 
-        def call(embedder, batch, config):
-            loss, out = step(embedder, batch, config)
+        def call(embedder, batch, config, rows):
+            loss, out = step(embedder, batch, config, rows=rows)
             return (what(loss, embedder) if next(count) == at else loss), out
 
         return call

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, fields
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,7 +97,7 @@ def small_batches(stage: str, pictures: list, config, embedder):
     groups = [[asked(path, q, CAPTIONS[(k + q) % 10]) for q in range(config.instructions_per_image)] for k, path in enumerate(pictures)]
     bank_rows = {c: k for k, c in enumerate(sorted(set(CAPTIONS)))}
     bank = torch.from_numpy(embedder.embed(texts=list(bank_rows)))
-    return InstructBatches(groups, bank_rows, config), lambda model, batch, config: train.instruct_step(model, batch, config, bank)
+    return InstructBatches(groups, bank_rows, config), partial(train.instruct_step, bank=bank)
 
 
 def asked(path, question: int, caption: str) -> Instructed:
@@ -211,11 +212,12 @@ def test_masked_duplicates_are_counted_and_change_the_loss(world):
 
 def test_the_backward_pass_and_the_scores_do_not_run_in_bfloat16(world):
     embedder, batches, step, config = made(world, "pretrain", bf16=True)
-    seen = []
+    seen, encode = [], embedder.encode_texts
+    embedder.encode_texts = lambda texts: (seen.append(torch.is_autocast_enabled("cpu")), encode(texts))[1]
 
-    def watched(*arguments):
-        loss, out = step(*arguments)
-        seen.extend([torch.is_autocast_enabled("cpu"), out["scores"].dtype])
+    def watched(*arguments, **rows):
+        loss, out = step(*arguments, **rows)
+        seen.append(out["scores"].dtype)
         loss.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
         return loss, out
 
@@ -229,7 +231,7 @@ OTHERS = {
     "steps": 3, "lora": LoraConfig(4, 4, 0.1), "learning_rate": 2e-2, "betas": (0.5, 0.9), "weight_decay": 0.5, "warmup": 0.9, "clip": 1e-3,
     "label_smoothing": 0.3, "min_visual_tokens": 16, "max_visual_tokens": 5, "bf16": True, "save_every": 2, "validate_every": 2, "seed": 1,
     "queries": 4, "negatives": 1, "temperature": 0.2, "temperature_parametrisation": "raw", "learn_temperature": False,
-    "temperature_factor": 3.0, "images": 4, "instructions_per_image": 3,
+    "temperature_factor": 3.0, "chunk": 1, "images": 4, "instructions_per_image": 3,
 }  # fmt: skip
 
 
@@ -314,7 +316,7 @@ def test_dropout_is_on_in_training_and_off_outside(world):
     embedder, batches, _, config = made(world, "pretrain")
     modes = []
 
-    def watched(model, batch, config):
+    def watched(model, batch, config, rows):
         modes.append(model.training)
         raise RuntimeError("a step that fails")
 

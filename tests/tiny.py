@@ -85,13 +85,13 @@ def pictures(count: int = 5) -> list[Image.Image]:
     return [Image.fromarray(b).resize(sizes[k % 5], Image.Resampling.NEAREST) for k, b in enumerate(blocks)]
 
 
-def step_of(stage: str, made: Embedder) -> torch.Tensor:
+def step_of(stage: str, made: Embedder, rows=None) -> torch.Tensor:
     """The loss of one training step on tiny data."""
     config = SimpleNamespace(label_smoothing=0.0)
     if stage == "pretrain":
-        return pretrain_step(made, Batch(pictures(2), [[None]] * 2, TEXTS[:4], torch.arange(4)), config)[0]
+        return pretrain_step(made, Batch(pictures(2), [[None]] * 2, TEXTS[:4], torch.arange(4)), config, rows)[0]
     batch = Batch(pictures(2), [["what", "where"], ["how many"]], torch.arange(3), torch.arange(3))
-    return instruct_step(made, batch, config, torch.from_numpy(made.embed(texts=TEXTS[:3])))[0]
+    return instruct_step(made, batch, config, torch.from_numpy(made.embed(texts=TEXTS[:3])), rows)[0]
 
 
 def close(one, other, tolerance: float = 1e-5) -> None:
