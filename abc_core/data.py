@@ -12,7 +12,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,10 @@ def caption_ids(captions: Sequence[str]) -> np.ndarray:
 # --- pictures -------------------------------------------------------------------------------------------------------------------
 
 
-def open_image(path: Path, max_pixels: int = 50_000_000) -> Image.Image:
+def open_image(source: Path | Image.Image, max_pixels: int = 50_000_000) -> Image.Image:
     """Decode the first frame of a picture to upright RGB; its size is read from the header and checked before anything is decoded.
+
+    A PIL picture in place of a path is treated alike.
 
     Transparent pixels show white. 16-bit grey levels are scaled to 8 bits, not clipped.
 
@@ -50,7 +52,7 @@ def open_image(path: Path, max_pixels: int = 50_000_000) -> Image.Image:
         ValueError: not a picture, truncated, or of more than `max_pixels` pixels; the message names the file.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
@@ -59,9 +61,9 @@ def open_image(path: Path, max_pixels: int = 50_000_000) -> Image.Image:
     except FileNotFoundError:
         raise
     except _BOMB as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
     except _BROKEN as error:
-        raise ValueError(f"{path} is not a whole picture in one of {', '.join(FORMATS)}: {error}") from error
+        raise ValueError(f"{source} is not a whole picture in one of {', '.join(FORMATS)}: {error}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

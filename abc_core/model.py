@@ -23,6 +23,7 @@ from torch import nn
 
 from abc_core import adapters
 from abc_core.backbone import batch_vision_attention, linear_patches, load_backbone, make_bidirectional, picture_features, set_visual_tokens
+from abc_core.data import open_image
 from abc_core.loss import Temperature
 from abc_core.paths import ROOT
 from abc_core.prompts import Prompts
@@ -222,7 +223,7 @@ class Embedder(nn.Module):
             nested = None if instructions is None else [[i] if isinstance(i, str) else i for i in instructions]
             out = []
             for start in _ticks(range(0, len(images), batch_size), progress):
-                pictures = [open_picture(i) for i in images[start : start + batch_size]]
+                pictures = [open_image(i) for i in images[start : start + batch_size]]
                 asked = nested[start : start + batch_size] if nested is not None else [[None]] * len(pictures)
                 out.append(self.encode_images(pictures, asked)[0].cpu().numpy())
         return np.concatenate(out) if out else np.empty((0, self.width), dtype=np.float32)
@@ -296,13 +297,6 @@ def length_groups(lengths: list[int], overhead: int = 512) -> list[list[int]]:
 
 def _is_text(value) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def open_picture(image) -> Image.Image:
-    """A PIL RGB picture from itself or from a path."""
-    from abc_core.data import open_image
-
-    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
 
 
 def _ticks(steps, progress):

@@ -25,6 +25,16 @@ def picture(path, size=(6, 4), colour=(200, 30, 90), **options):
 # --- pictures -------------------------------------------------------------------------------------------------------------------
 
 
+def test_an_open_picture_is_treated_as_its_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (5, 3), (0, 0, 0, 0)).save(tmp_path / "b.png")
+    for path in (picture(tmp_path / "a.jpg", exif=exif), tmp_path / "b.png"):
+        assert np.array_equal(open_image(Image.open(path)), open_image(path))
+    with pytest.raises(ValueError, match="6 x 4 pixels are more than the limit of 20"):
+        open_image(Image.new("RGB", (6, 4)), max_pixels=20)
+
+
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees

@@ -1,4 +1,4 @@
-"""The paper's own size, without its weights: Qwen2-VL-7B with both adapters on the meta device has the names, shapes and counts of Sec. 4."""
+"""The paper's own size without its weights: Qwen2-VL-7B with both adapters, on the meta device, has the released names and counts."""
 
 import pytest
 import torch
