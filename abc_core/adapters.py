@@ -130,6 +130,15 @@ def stage_tensors(embedder, stage: str) -> dict[str, torch.Tensor]:
     return {f"{stage}/{n}": p.detach().cpu().clone() for n, p in embedder.named_parameters() if _of(stage, n)}
 
 
+def all_tensors(embedder) -> dict[str, torch.Tensor]:
+    """What the merged and the present stages trained, by name as in `stage_tensors`."""
+    tensors = dict(embedder.merged)
+    for stage in STAGES:
+        if has_adapter(embedder.model, stage):
+            tensors |= stage_tensors(embedder, stage)
+    return tensors
+
+
 def load_stage(embedder, stage: str, tensors: dict[str, torch.Tensor], source="the checkpoint") -> None:
     """Copy a stage's tensors into the embedder, strictly.
 
@@ -163,10 +172,7 @@ def _of(stage: str, name: str) -> bool:
 def save_embedder(embedder, path: Path, optimizers=None, **numbers) -> None:
     """Write the merged and the present stages, and how to rebuild them around the backbone, into one checkpoint (adapters only)."""
     present = [s for s in STAGES if has_adapter(embedder.model, s)]
-    tensors = dict(embedder.merged)
-    for stage in present:
-        tensors |= stage_tensors(embedder, stage)
-    checkpoint.save(path, tensors, optimizers, lora=embedder.lora, present=present, built=embedder.built, **numbers)
+    checkpoint.save(path, all_tensors(embedder), optimizers, lora=embedder.lora, present=present, built=embedder.built, **numbers)
 
 
 def load_embedder(cls, path: Path):

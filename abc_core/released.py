@@ -23,12 +23,12 @@ from abc_core.data import expect, read_json
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
 PRETRAIN = "TIGER-Lab/ABC-Qwen2VL-Pretrain"
 INSTRUCT = "TIGER-Lab/ABC-Qwen2VL-Instruct"
-# Released name -> ours; the first pattern that fits decides.
-NAMES = (
-    (r"base_model\.model\.mlp_head\.(.*)", r"head.\1"),
-    (r"base_model\.model\.temperature\.temp", r"temperature.parameter"),
-    (r"base_model\.model\.visual\.(.*)\.(lora_[AB])\.weight", r"model.model.visual.\1.\2.{stage}.weight"),
-    (r"base_model\.model\.model\.(layers.*)\.(lora_[AB])\.weight", r"model.model.language_model.\1.\2.{stage}.weight"),
+# How names begin in the released files and here; the first that fits decides.
+BEGINNINGS = (
+    ("base_model.model.mlp_head.", "head."),
+    ("base_model.model.temperature.temp", "temperature.parameter"),
+    ("base_model.model.visual.", "model.model.visual."),
+    ("base_model.model.model.layers.", "model.model.language_model.layers."),
 )
 
 
@@ -94,10 +94,7 @@ def export_released(embedder, folder: Path) -> None:
     """
     if embedder.family != "qwen2_vl":
         raise ValueError(f"the released layout is that of Qwen2-VL; this embedder is of the family {embedder.family!r}")
-    tensors = dict(embedder.merged)
-    for stage in adapters.STAGES:
-        if adapters.has_adapter(embedder.model, stage):
-            tensors |= adapters.stage_tensors(embedder, stage)
+    tensors = adapters.all_tensors(embedder)
     if not tensors:
         raise ValueError("the embedder carries no stage to export")
     for stage in embedder.lora:
@@ -129,22 +126,17 @@ def export_merged(embedder, folder: Path) -> None:
 
 
 def _ours(name: str, stage: str, path: Path) -> str:
-    for pattern, own in NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, own.format(stage=stage), name)
+    for theirs, own in BEGINNINGS:
+        lora = re.fullmatch(r"(.*\.lora_[AB])\.weight", name)
+        if name.startswith(theirs) and (lora or not own.startswith("model.")):
+            return own + (f"{lora[1]}.{stage}.weight" if lora else name).removeprefix(theirs)
     raise ValueError(f"{path}: {name!r} is no tensor of an ABC adapter")
 
 
 def _theirs(name: str, stage: str) -> str:
     """The inverse of `_ours`."""
-    name = name.replace(f".{stage}.weight", ".weight")
-    for own, theirs in (
-        ("temperature.parameter", "temperature.temp"), ("head.", "mlp_head."), ("model.model.visual.", "visual."),
-        ("model.model.language_model.", "model."),
-    ):  # fmt: skip
-        if name.startswith(own):
-            return "base_model.model." + theirs + name.removeprefix(own)
-    raise ValueError(f"{name} has no place in the released layout")
+    theirs, own = next(pair for pair in BEGINNINGS if name.startswith(pair[1]))
+    return theirs + name.removeprefix(own).replace(f".{stage}.weight", ".weight")
 
 
 def _folder(name, download: bool) -> Path:
