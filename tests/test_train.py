@@ -155,21 +155,23 @@ def gradients(embedder) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in embedder.named_parameters() if p.grad is not None}
 
 
-def test_stage_1_reaches_both_towers_the_head_and_the_temperature(world):
-    embedder, batches, step, config = made(world, "pretrain")
-    names = train.prepare(embedder, "pretrain", config)
+def reached(world, stage: str):
+    """(embedder, names of what trains) after one backward pass; exactly these have a gradient, and none is zero."""
+    embedder, batches, step, config = made(world, stage)
+    names = train.prepare(embedder, stage, config)
     step(embedder, batches(0), config)[0].backward()
     found = gradients(embedder)
     assert found.keys() == set(names) and all(g.abs().max() > 0 for g in found.values())
+    return embedder, names
+
+
+def test_stage_1_reaches_both_towers_the_head_and_the_temperature(world):
+    embedder, _ = reached(world, "pretrain")
     assert set(adapters.count_trained(embedder)) == {"language model", "vision tower", "head", "temperature"}
 
 
 def test_stage_2_reaches_the_adapter_of_the_language_model_alone(world):
-    embedder, batches, step, config = made(world, "instruct")
-    names = train.prepare(embedder, "instruct", config)
-    step(embedder, batches(0), config)[0].backward()
-    found = gradients(embedder)
-    assert found.keys() == set(names) and all(g.abs().max() > 0 for g in found.values())
+    _, names = reached(world, "instruct")
     assert all(n.startswith("model.model.language_model.") and ".instruct." in n for n in names)
 
 
