@@ -1,10 +1,11 @@
 """Load a vision-language backbone and change what the paper changes, by small named functions on the instance.
 
-Steps: (1) `load_backbone` for any supported family; (2) `make_bidirectional` (Sec. 3.1); (3) two exact speed-ups, `linear_patches`
-and `batch_vision_attention`; nothing is changed at import. (4) What differs between families, and only here: where LoRA goes
-(`LORA_TARGETS`, `unread_blocks`), how pictures become visual tokens (`picture_features`) and how many (`set_visual_tokens`).
+Steps: (1) `load_backbone` for any supported family; (2) `make_bidirectional` (Sec. 3.1); (3) exact speed-ups, `linear_patches`,
+`batch_vision_attention` and `autocast_attention`; nothing is changed at import. (4) What differs between families, and only here: where
+LoRA goes (`LORA_TARGETS`, `unread_blocks`), how pictures become visual tokens (`picture_features`) and how many (`set_visual_tokens`).
 """
 
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,49 @@ def _attention_by_length(module, query, key, value, attention_mask=None, scaling
 def _full(qkv: torch.Tensor, length: int, scaling: float) -> torch.Tensor:
     """float[3, heads, B·L, d] -> float[B·L, heads, d]: attention inside each of B stretches of `length` tokens."""
     q, k, v = qkv.unflatten(2, (-1, length)).transpose(1, 2)  # each B, heads, L, d
-    return F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1)
+    with _whole(qkv) as whole:
+        out = F.scaled_dot_product_attention(*whole(q, k, v), scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1).to(qkv.dtype)
+
+
+def autocast_attention(model: nn.Module) -> nn.Module:
+    """Let the language model's attention stay in float32 where CPU autocast is on; nothing changes elsewhere.
+
+    The fused kernel's backward pass is slower in bfloat16 than in float32, and the plain product slower than both. Leaves eager and
+    FlashAttention-2 as they are.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_WHOLE, _attention_whole)
+    AttentionMaskInterface.register(_WHOLE, sdpa_mask)
+    for module in model.model.language_model.modules():
+        if hasattr(module, "config") and module.config._attn_implementation == "sdpa":
+            module.config._attn_implementation = _WHOLE
+    return model
+
+
+_WHOLE = "autocast_sdpa"
+
+
+def _attention_whole(module, query, key, value, attention_mask, **options):
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if getattr(module, "watched", None) is not None:  # `abc_core.pointing`
+        module.watched.append((query, key))
+    with _whole(query) as whole:
+        out, _ = sdpa_attention_forward(module, *whole(query, key, value), attention_mask, **options)
+    return out.to(value.dtype), None
+
+
+@contextmanager
+def _whole(like: torch.Tensor):
+    """Within CPU autocast: a stretch without it, and a cast to float32. Elsewhere nothing changes."""
+    if like.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        yield lambda *tensors: tensors
+        return
+    with torch.autocast("cpu", enabled=False):
+        yield lambda *tensors: [t.float() for t in tensors]
 
 
 # --- loading and the paper's change -------------------------------------------------------------------------------------------

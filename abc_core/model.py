@@ -22,7 +22,15 @@ from PIL import Image
 from torch import nn
 
 from abc_core import adapters
-from abc_core.backbone import batch_vision_attention, linear_patches, load_backbone, make_bidirectional, picture_features, set_visual_tokens
+from abc_core.backbone import (
+    autocast_attention,
+    batch_vision_attention,
+    linear_patches,
+    load_backbone,
+    make_bidirectional,
+    picture_features,
+    set_visual_tokens,
+)
 from abc_core.data import open_image
 from abc_core.loss import Temperature
 from abc_core.paths import ROOT
@@ -104,7 +112,7 @@ class Embedder(nn.Module):
         self.family = model.config.model_type
         if bidirectional:
             make_bidirectional(model)
-        linear_patches(batch_vision_attention(model))
+        autocast_attention(linear_patches(batch_vision_attention(model)))
         self.prompts = Prompts(processor) if processor is not None else None
         self.pad = self.prompts.pad if processor is not None else model.config.get_text_config().pad_token_id
         self.pooling, self.positions = pooling, positions

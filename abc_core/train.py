@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 
@@ -208,14 +208,10 @@ def _progress(row: dict, done: int, steps: int, seconds: float) -> str:
 
 @contextmanager
 def _arithmetic(bf16: bool | str, device: torch.device):
-    """Autocast to bfloat16 where asked for; "auto": on GPUs, and on CPUs that multiply it in hardware (AMX).
-
-    On CPU attention then runs as plain products: the fused kernel's backward pass is several times slower in bfloat16.
-    """
+    """Autocast to bfloat16 where asked for; "auto": on GPUs, and on CPUs that multiply it in hardware (AMX)."""
     if bf16 == "auto":
         bf16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    plain = sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)), plain:
+    with torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)):
         yield
 
 

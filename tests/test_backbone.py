@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from abc_core.backbone import (
+    autocast_attention,
     batch_vision_attention,
     linear_patches,
     load_backbone,
@@ -65,6 +66,24 @@ def test_the_exact_speed_ups_have_the_untouched_models_gradients(family):
     assert plain.keys() == fast.keys() and plain
     for name in plain:
         torch.testing.assert_close(plain[name], fast[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@families
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_autocast_attention_changes_nothing_without_autocast_and_is_whole_within(family, bidirectional, monkeypatch):
+    def states(change, bf16):
+        model, _ = tiny.build(family)
+        model = change(make_bidirectional(model) if bidirectional else model)
+        ids, mask = torch.arange(5, 17).view(2, 6), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
+
+    plain = states(lambda model: model, False)
+    assert torch.equal(plain, states(autocast_attention, False))
+    kinds, attend = set(), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, **k: kinds.update(t.dtype for t in qkv) or attend(*qkv, **k))
+    assert F.cosine_similarity(states(autocast_attention, True).float(), plain).min() > 0.99
+    assert kinds == {torch.float32}
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
