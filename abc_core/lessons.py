@@ -7,6 +7,7 @@ Steps: (1) `Lessons` reads the conversations; (2) `Lessons.batch` draws pictures
 (3) `Lessons.collate` lays them out in rows; `prefix_positions` are the positions that the model itself would give.
 """
 
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Stage:
 
 
 def read_conversations(folder: Path, dense: bool = False) -> list[dict]:
-    """Records of folder/conversations.jsonl, their conversations as `turns`: (kind, question, answer), equal texts kept once.
+    """Records of folder/conversations.jsonl, with `turns`: (kind, question, answer, region that it is about or -1), equal texts kept once.
 
     With `dense`, each has one more turn, of the kind "dense": a description of all its regions, in a random order.
 
@@ -54,10 +55,13 @@ def read_conversations(folder: Path, dense: bool = False) -> list[dict]:
         facts = {"image": field_of(record, "image", str, where)} | {k: field_of(record, k, int, where) for k in ("width", "height")}
         regions = field_of(record, "regions", list, where)
         facts["regions"] = [(*field_of(r, "box", list, where), *map(sys.intern, field_of(r, "words", list, where))) for r in regions]
-        turns = list(zip(kinds, said[::2], said[1::2]))
+        about = field_of(record, "about", list, where)
+        if len(about) != len(kinds):
+            raise ValueError(f"{where}: {len(kinds)} questions need the number of a region each, or -1; 'about' has {len(about)}")
+        turns = list(zip(kinds, said[::2], said[1::2], about))
         if dense:
             caption = _dense_caption(facts["regions"], np.random.default_rng(row))
-            kinds, turns = [*kinds, "dense"], [*turns, ("dense", DESCRIBE_ALL, caption)]
+            kinds, turns = [*kinds, "dense"], [*turns, ("dense", DESCRIBE_ALL, caption, -1)]
         records.append(facts | {"kinds": kinds, "turns": turns})
     return records
 
@@ -76,8 +80,8 @@ def _dense_caption(regions: list, rng: np.random.Generator) -> str:
 class Lessons:
     """Conversations about pictures, drawn by (seed, step) alone, so that a resumed run sees what the killed one would have seen."""
 
-    def __init__(self, folder: Path, processor, seed: int = 0, dense: bool = False):
-        self.folder, self.processor, self.seed = Path(folder), processor, seed
+    def __init__(self, folder: Path, processor, seed: int = 0, dense: bool = False, relight: float = 0.0):
+        self.folder, self.processor, self.seed, self.relight = Path(folder), processor, seed, relight
         self.records = read_conversations(self.folder, dense)
         self.groups = defaultdict(list)  # (complexity, width, height) -> record numbers; a batch has one size, so no pixel is padded
         for k, record in enumerate(self.records):
@@ -99,9 +103,10 @@ class Lessons:
         text = 0 if stage.words else 23 + 27 * stage.questions
         count = min(256, max(8, round(stage.size * tokens / (2 * size[0] * size[1] / 28**2 + text))))  # a visual token costs two of text
         rows = [self.records[i] for i in rng.choice(pool, size=count)]
+        light = 1 + self.relight * (rng.uniform(-0.6, 0.6, (count, 1)) + rng.uniform(-0.4, 0.4, (count, 3)))  # of all colours, of each
         if stage.words:
-            return self._look(rows)
-        return self.collate(rows, [self._draw(r, stage, rng) for r in rows], rng.random(count) < 0.25)
+            return self._look(rows, light)
+        return self.collate(rows, [self._draw(r, stage, rng) for r in rows], rng.random(count) < 0.25, light)
 
     def _total(self, complexity):
         return sum(len(v) for (c, _), v in self.groups.items() if c == complexity)
@@ -116,8 +121,8 @@ class Lessons:
             raise ValueError(f"{self.folder} picture {record['image']} has no question of {stage.kinds}, only {dict(counts)}")
         return rng.choice(len(w), size=min(stage.questions, int((w > 0).sum())), replace=False, p=w / w.sum())
 
-    def turns(self, record: dict) -> list[tuple[str, str, str]]:
-        """(kind, question, answer) of every turn of a record."""
+    def turns(self, record: dict) -> list[tuple[str, str, str, int]]:
+        """(kind, question, answer, region) of every turn of a record."""
         return record["turns"]
 
     def ids(self, text: str) -> list[int]:
@@ -126,24 +131,50 @@ class Lessons:
             self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.tokens[text]
 
-    def collate(self, rows: list[dict], turns: list, prefixed) -> dict:
+    def collate(self, rows: list[dict], turns: list, prefixed, light=None) -> dict:
         """Pictures and packed question blocks as tensors: ids, labels int64[B, L], positions int64[3, B, L], mask bool[B, 1, L, L].
 
         Rows with `prefixed` have "Instruction: " before their questions, as the embedder's prompt will.
         """
-        vision = self._look(rows)
+        vision = self._look(rows, light)
         grid = vision["image_grid_thw"][0].tolist()
         high, wide = grid[1] // 2, grid[2] // 2
         before, after = self.ids(prompts.BEFORE_IMAGE), self.ids(prompts.AFTER_IMAGE)
         prefix = before + self.ids(prompts.IMAGE_PAD) * (high * wide) + after
         blocks = [[self.block(record, t, p) for t in chosen] for record, chosen, p in zip(rows, turns, prefixed)]
         length = len(prefix) + max(sum(len(ids) for ids, _ in row) for row in blocks)
-        return {**vision, **_pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0])}
+        packed = _pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0])
+        asked, named = self._pointers(rows, turns, blocks, prefixed, len(prefix))
+        return {**vision, **packed, "first_visual": len(before), "asked": asked, "named": named}
 
-    def _look(self, rows: list[dict]) -> dict:
+    def _pointers(self, rows, turns, blocks, prefixed, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which regions the questions are about, int64[Q, 3] each: the row, a position and the region's row in `shares`.
+
+        The position is that from which the answer is predicted, with the region that it is read off; and that at which the question has
+        named a thing, with the region of that thing.
+        """
+        asked, named, before = [], [], 0
+        for r, (record, chosen, row, prefix) in enumerate(zip(rows, turns, blocks, prefixed)):
+            at = start
+            for turn, (ids, answer) in zip(chosen, row):
+                _, question, _, region = self.turns(record)[turn]
+                if region >= 0:
+                    asked.append((r, at + len(ids) - answer - 1, before + region))
+                for k in _mentioned(question, record["regions"]):
+                    end = question.index(record["regions"][k][4]) + len(record["regions"][k][4])
+                    said = self.ids(prompts.INSTRUCTION * bool(prefix) + question[:end])
+                    named.append((r, at + len(said) - 1, before + k))
+                at += len(ids)
+            before += len(record["regions"])
+        return tuple(torch.tensor(p, dtype=torch.long).view(-1, 3) for p in (asked, named))
+
+    def _look(self, rows: list[dict], light=None) -> dict:
         """Pictures of one size as the vision tower wants them, and of each of their R regions: its picture int64[R], the share of it in
         every visual token float32[R, tokens] and the token ids of its words, with and without a space before them (R sets)."""
         pictures = [open_image(self.folder / r["image"]) for r in rows]
+        if light is not None:
+            levels = np.arange(256)
+            pictures = [p.point(np.clip(np.outer(gain, levels).round(), 0, 255).ravel().tolist()) for p, gain in zip(pictures, light)]
         vision = self.processor.image_processor(images=pictures, return_tensors="pt")
         high, wide = (n // 2 for n in vision["image_grid_thw"][0].tolist()[1:])
         regions = [(k, region, r) for k, r in enumerate(rows) for region in r["regions"]]
@@ -157,9 +188,17 @@ class Lessons:
 
     def block(self, record, turn: int, prefixed: bool) -> tuple[list[int], int]:
         """Token ids of one question with its answer, and how many of them are the answer (with its end)."""
-        _, question, answer = self.turns(record)[turn]
+        _, question, answer, _ = self.turns(record)[turn]
         answer = self.ids(answer + prompts.IM_END)
         return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER) + answer, len(answer)
+
+
+def _mentioned(question: str, regions: list) -> list[int]:
+    """The region whose thing a question names, if there is exactly one; of names within names, the longest counts."""
+    found = [(k, region[4]) for k, region in enumerate(regions) if re.search(rf"\b{re.escape(region[4])}\b", question)]
+    longest = max((len(thing) for _, thing in found), default=0)
+    found = [k for k, thing in found if len(thing) == longest]
+    return found if len(found) == 1 else []
 
 
 def _overlap(start: int, length: int, of: int, cells: int) -> np.ndarray:

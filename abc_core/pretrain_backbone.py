@@ -21,10 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from abc_core import checkpoint, paths, runlog
-from abc_core.backbone import batch_vision_attention, linear_patches
+from abc_core import checkpoint, paths, pointing, runlog
+from abc_core.backbone import autocast_attention, batch_vision_attention, linear_patches
 from abc_core.build_backbone import build, tokenizer_texts
 from abc_core.data import open_image
 from abc_core.lessons import IGNORED, Lessons, Stage
@@ -36,16 +35,21 @@ TEST_IMAGES = 1_600  # scenes of held-out meanings; one in three has a largest c
 
 
 def answer_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Mean cross-entropy over answer tokens, plus `word_loss` of the same visual tokens. Returns (loss, {accuracy, tokens}).
+    """Mean cross-entropy over answer tokens, plus `word_loss` of the same visual tokens, plus `pointing_loss` of questions and of names.
 
-    Without the second, questions that are learned late find a vision tower that has forgotten what the early ones did not ask for.
+    Without the words, questions that are learned late find a vision tower that has forgotten what the early ones did not ask for; without
+    the pointing, a question finds its card only after thousands of steps. Returns (loss, numbers for the log).
     """
     seen = _seen(model, batch)
-    logits, targets = _answer_logits(model, batch, seen)
+    with pointing.watch(model, pointing.NAMED_LAYER) as named, pointing.watch(model, pointing.ASKED_LAYER) as asked:
+        logits, targets = _answer_logits(model, batch, seen)
+    answers = F.cross_entropy(logits, targets)
     words, out = _region_loss(model, batch, seen)
-    loss = F.cross_entropy(logits, targets) + words
-    right = (logits.argmax(-1) == targets).float().mean().item()
-    return loss, {"accuracy": right, "tokens": len(targets), "word_loss": words.item(), "word_accuracy": out["accuracy"]}
+    names, found = pointing.pointing_loss(batch, batch["named"], *named[0])
+    points, hits = pointing.pointing_loss(batch, batch["asked"], *asked[0])
+    out = {"word_loss": words.item(), "word_accuracy": out["accuracy"], "tokens": len(targets)}
+    out |= {"naming_loss": names.item(), "naming": found, "pointing_loss": points.item(), "pointing": hits}
+    return answers + words + names + points, out | {"accuracy": (logits.argmax(-1) == targets).float().mean().item()}
 
 
 def word_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
@@ -86,17 +90,38 @@ def _region_loss(model, batch: dict, seen) -> tuple[torch.Tensor, dict]:
 
 
 # Each stretch is long enough for its questions to be learned; exact match by kind decides, not the loss.
+_ASK = {"content": 1, "place": 2, "look": 1, "property": 1.5, "where": 0.5}
 CURRICULUM = (
-    Stage(300, {"single": 0.2, "small": 0.3, "full": 0.5}, {}, words=True),
+    Stage(500, {"single": 0.2, "small": 0.3, "full": 0.5}, {}, words=True),
     Stage(
-        900, {"single": 0.1, "small": 0.6, "full": 0.3},
-        {"dense": 50, "content": 1, "look": 1, "place": 1, "property": 0.5, "where": 0.5}, questions=4, rate=0.4, size=0.4,
+        800, {"single": 0.1, "small": 0.5, "full": 0.4}, {"content": 2, "property": 2, "look": 1.5, "place": 2.5, "where": 1.5},
+        questions=5,
+    ),
+    Stage(950, {"single": 0.1, "small": 0.9}, {"content": 4, "look": 1}, questions=4),
+    Stage(1400, {"single": 0.05, "small": 0.5, "full": 0.45}, {"content": 2, "look": 1, "place": 3}, questions=5),
+    Stage(1550, {"single": 0.05, "small": 0.6, "full": 0.35}, {"dense": 20, "content": 1, "look": 1, "place": 2}, questions=4),
+    Stage(
+        1850, {"single": 0.05, "small": 0.6, "full": 0.35}, {"dense": 20, "content": 1, "look": 1, "place": 2},
+        questions=4, rate=0.3, size=0.4,
+    ),
+    Stage(
+        2250, {"single": 0.05, "small": 0.4, "full": 0.55}, {"dense": 4, "content": 2, "place": 3, "look": 1, "property": 1, "where": 1},
+        questions=5, rate=0.3, size=0.5,
+    ),
+    Stage(2500, {"single": 0.05, "small": 0.45, "full": 0.5}, _ASK, questions=5, rate=0.5, size=0.5),
+    Stage(2650, {"single": 0.05, "small": 0.45, "full": 0.5}, _ASK, questions=6, rate=0.2, size=0.5),
+    Stage(2900, {"single": 0.05, "small": 0.45, "full": 0.5}, _ASK | {"property": 4, "where": 1}, questions=7, rate=0.25, size=0.5),
+    Stage(
+        3100, {"single": 0.05, "small": 0.4, "full": 0.55},
+        {"content": 1, "place": 1.5, "look": 0.5, "property": 2.5, "where": 1, "neighbour": 1, "content_described": 0.5,
+         "place_described": 0.5},
+        questions=7, rate=0.2, size=0.5,
     ),
     Stage(
         10**9, {"single": 0.05, "small": 0.25, "full": 0.7},
-        {"dense": 5, "content": 2, "place": 2.5, "property": 1.5, "look": 1, "where": 1, "neighbour": 1.5, "size": 0.5, "count": 0.2,
-         "content_described": 1, "place_described": 1.5, "property_described": 0.5, "neighbour_described": 0.5, "size_described": 0.3},
-        questions=6, rate=0.4, size=0.4,
+        {"content": 1.5, "place": 1.5, "property": 2, "neighbour": 2.5, "size": 0.4, "look": 0.5, "where": 1, "count": 0.2,
+         "content_described": 0.7, "place_described": 0.7, "property_described": 0.7, "neighbour_described": 0.7, "size_described": 0.2},
+        questions=7, rate=0.25, size=0.5,
     ),
 )  # fmt: skip
 
@@ -105,13 +130,13 @@ CURRICULUM = (
 class BackboneConfig:
     """Numbers of the generative training; `tokens` is the size of a batch (see `Lessons.batch`)."""
 
-    steps: int = 3000
+    steps: int = 4600
     tokens: int = 10_000
     learning_rate: float = 1.5e-3  # of AdamW
     muon_factor: float = 4.0  # Muon's learning rate is this many times higher; its update of a matrix has 0.2 of AdamW's size
     weight_decay: float = 0.01
     warmup: int = 20
-    cooldown: float = 0.25  # last part of the steps, in which the learning rate falls linearly to zero
+    cooldown: float = 0.2  # last part of the steps, in which the learning rate falls linearly to zero
     save_every: int = 50
     keep: tuple[float, ...] = (0.1, 0.5)  # shares of the steps whose weights are kept, for the study of backbones
     seed: int = 0
@@ -147,7 +172,7 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
     """
     if curriculum[-1].end < config.steps:
         raise ValueError(f"the curriculum ends at step {curriculum[-1].end}, before the {config.steps} steps of this run")
-    linear_patches(batch_vision_attention(model))
+    autocast_attention(linear_patches(batch_vision_attention(model)))
     opts = optimizers(model, config)
     out.mkdir(parents=True, exist_ok=True)
     last, log = out / "last.safetensors", runlog.Run(out)
@@ -202,8 +227,7 @@ def restore(model, path: Path, data: str, opts: dict | None = None) -> int:
 def _train_step(model, opts, batch, task, lr: float, bf16: bool) -> dict:
     """One update of all parameters at learning rate `lr`; returns the row for the log."""
     model.train()
-    # On CPU the plain product is faster than the fused kernel's backward, and bf16 products run on AMX.
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # bf16 products run on AMX
         loss, metrics = task(model, batch)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -286,7 +310,7 @@ def main(words: list[str] | None = None) -> None:
     config = BackboneConfig(steps=args.steps)
     model, processor = build(tokenizer_texts(data), seed=config.seed)
     if not args.export:
-        train(model, Lessons(data, processor, config.seed, dense=True), config, args.out, report=report)
+        train(model, Lessons(data, processor, config.seed, dense=True, relight=0.3), config, args.out, report=report)
     for kind, row in export(model, processor, args.out, config, data, test).items():
         report(f"{kind:24s} {100 * row['exact_match']:5.1f} %   n = {row['n']}")
 

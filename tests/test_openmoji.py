@@ -59,7 +59,7 @@ def meanings_in(part, folder):
     """All meanings that a part shows or speaks of, from its files."""
     if part.startswith("backbone"):
         turns = [turn for record in read_conversations(folder) for turn in record["turns"]]
-        return {m for kind, _, answer in turns if kind.endswith("_described") for m in said(answer)}
+        return {m for kind, _, answer, _ in turns if kind.endswith("_described") for m in said(answer)}
     rows = truth_of(folder)
     if part.startswith("vg"):
         return {tuple(m) for row in rows for m in row["regions"].values()}
@@ -242,7 +242,7 @@ def test_held_out_wordings_are_new_sentences_of_known_words(parts):
     asked = defaultdict(set)
     for part in ("backbone", "backbone_test"):
         for record in read_conversations(parts[part]):
-            for kind, question, _ in record["turns"]:
+            for kind, question, *_ in record["turns"]:
                 asked["new" if kind.endswith("_reworded") else part].add(question)
     assert asked["new"] and asked["new"].isdisjoint(asked["backbone"] | asked["backbone_test"] | trained)
 

@@ -5,17 +5,19 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from abc_core import checkpoint, export_backbone, paths, pretrain_backbone, prompts, runlog
-from abc_core.backbone import load_backbone
+from abc_core.backbone import autocast_attention, load_backbone
 from abc_core.build_backbone import build, tokenizer_texts
 from abc_core.data import open_image
 from abc_core.lessons import DESCRIBE_ALL, IGNORED, Lessons, Stage, prefix_positions
 from abc_core.openmoji import world
 from abc_core.openmoji.world import World, draw_part
+from abc_core.pointing import pointing_loss
 from abc_core.pretrain_backbone import BackboneConfig, answer, exact_match, optimizers, train
 
 SMALL = World(glyphs=40)
@@ -35,7 +37,8 @@ def test_data(data, tmp_path_factory):
     (folder / "images").symlink_to(data / "images")
     with (folder / "conversations.jsonl").open("w") as out:
         for row in [row for row in rows if row["kinds"].count("look") == 1][:6]:
-            kept = {"kinds": row["kinds"][:1] + row["kinds"][-4:], "conversations": row["conversations"][:2] + row["conversations"][-8:]}
+            kept = {k: row[k][:1] + row[k][-4:] for k in ("kinds", "about")}
+            kept["conversations"] = row["conversations"][:2] + row["conversations"][-8:]
             out.write(json.dumps(row | kept) + "\n")
     return folder
 
@@ -82,7 +85,7 @@ def conversation(processor, folder, record, question, said):
 
 def test_the_tokenizer_gives_every_text_back(built, lessons):
     tokenizer = built[1].tokenizer
-    texts = {text for record in lessons.records for _, *said in record["turns"] for text in said} | {"Größe: 5 µm,  two  spaces\n☕"}
+    texts = {text for record in lessons.records for _, *said, _ in record["turns"] for text in said} | {"Größe: 5 µm,  two  spaces\n☕"}
     assert all(tokenizer.decode(tokenizer(t)["input_ids"]) == t for t in texts)
     assert tokenizer.vocab_size <= 1600 and len(tokenizer) == built[0].get_input_embeddings().num_embeddings
 
@@ -143,7 +146,7 @@ def test_each_question_of_a_row_has_the_tokens_positions_and_logits_of_its_own_c
         for row, chosen in ((0, turns), (1, turns[:1])):
             start = prefix
             for turn in chosen:
-                _, question, said = lessons.turns(record)[turn]
+                _, question, said, _ = lessons.turns(record)[turn]
                 inputs = conversation(built[1], lessons.folder, record, prompts.INSTRUCTION * row + question, said)
                 length = len(lessons.block(record, turn, bool(row))[0])
                 own = torch.arange(prefix, prefix + length)
@@ -167,7 +170,7 @@ def test_labels_are_the_answers_and_their_end_alone(built, lessons):
 
 def test_a_step_always_draws_the_same_batch_and_another_step_another(data, built, lessons):
     one, again = lessons.batch(3, ANSWERS, 1), Lessons(data, built[1]).batch(3, ANSWERS, 1)
-    assert all(torch.equal(one[k], again[k]) for k in one if k != "words") and one["words"] == again["words"]
+    assert all(torch.equal(one[k], again[k]) if isinstance(one[k], torch.Tensor) else one[k] == again[k] for k in one)
     assert not torch.equal(one["pixel_values"], lessons.batch(4, ANSWERS, 1)["pixel_values"])
     assert len(one["input_ids"]) == 8 and len(lessons.batch(3, WORDS, 10_000)["image_grid_thw"]) == 256
 
@@ -185,9 +188,10 @@ def test_regions_have_their_visual_tokens_and_their_words(built, lessons):
 
 def test_a_dense_caption_says_everything_of_every_region(data, built):
     for record in Lessons(data, built[1], dense=True).records[:30]:
-        kind, question, caption = record["turns"][-1]
+        kind, question, caption, region = record["turns"][-1]
         parts = caption.split("; ")
-        assert (kind, question, len(parts)) == ("dense", DESCRIBE_ALL, len(record["regions"])) and record["kinds"][-1] == "dense"
+        assert (kind, question, region, record["kinds"][-1]) == ("dense", DESCRIBE_ALL, -1, "dense")
+        assert len(parts) == len(record["regions"])
         for *_, thing, colour, shape, place in record["regions"]:
             facts = (thing, f"on the {colour} {shape}", f"in the {place}" if place else "")
             assert any(part.count(":") == 1 and all(fact in part for fact in facts) for part in parts)
@@ -204,6 +208,73 @@ def test_the_word_loss_is_lowest_for_a_tower_that_says_the_words_of_each_region(
     monkeypatch.setattr(model.model, "get_image_features", lambda *a, **k: seen)
     loss, out = pretrain_backbone.word_loss(model, batch)
     assert loss.item() < 0.6 * before and out["accuracy"] > 0.95
+
+
+def test_every_answer_is_read_off_the_region_that_it_is_about(lessons):
+    looked_at = set()
+    for record in lessons.records:
+        for kind, _, truth, region in record["turns"]:
+            if kind == "count":
+                assert region == -1
+                continue
+            *_, thing, colour, shape, place = record["regions"][region]
+            look = f"{colour} {shape}"
+            said = {"look": look, "property": look, "where": place}.get(kind, thing)
+            assert truth == said or (kind.endswith("_described") and thing in truth and truth.endswith(look))
+            looked_at.add(kind)
+    assert looked_at >= {"content", "place", "look", "property", "where", "neighbour", "size", "neighbour_described"}
+
+
+def test_what_is_asked_is_where_an_answer_begins(lessons):
+    record, turns = picture_of(lessons, "count")
+    other, others = picture_of(lessons, "neighbour")
+    batch = lessons.collate([record, record, other], [turns, turns[:2], others], [False, True, False])
+    want = [(row, r, t) for row, (r, ts) in enumerate([(record, turns), (record, turns[:2]), (other, others)]) for t in ts]
+    want = [(row, r, t) for row, r, t in want if r["kinds"][t] != "count"]
+    assert len(batch["asked"]) == len(want)
+    for (row, at, region), (wanted, r, t) in zip(batch["asked"].tolist(), want):
+        *_, answer, number = r["turns"][t]
+        ids = lessons.ids(answer)
+        assert row == wanted and batch["labels"][row, at].item() == IGNORED
+        assert batch["labels"][row, at + 1 : at + 1 + len(ids)].tolist() == ids
+        assert batch["picture"][region].item() == row and region == batch["picture"].tolist().index(row) + number
+
+
+def test_what_is_named_is_where_a_name_ends(lessons):
+    record, turns = picture_of(lessons, "neighbour")
+    batch, text = lessons.collate([record, record], [turns, turns], [False, True]), lessons.processor.tokenizer
+    named = {0: [], 1: []}
+    for row, at, region in batch["named"].tolist():
+        thing = record["regions"][region - batch["picture"].tolist().index(row)][4]
+        assert text.decode(batch["input_ids"][row, : at + 1]).endswith(" " + thing)
+        named[row].append(thing)
+    assert named[0] and named[0] == named[1]
+    assert set(named[0]) == {thing for t in turns for *_, thing, _, _, _ in record["regions"] if thing in record["turns"][t][1]}
+
+
+def test_the_pointing_loss_is_lowest_for_heads_that_look_at_the_region(lessons):
+    record, turns = picture_of(lessons, "neighbour")
+    batch = lessons.collate([record], [turns], [False])
+    rows, length = batch["asked"], batch["input_ids"].shape[1]
+    query, key = torch.zeros(1, 8, length, 32), torch.zeros(1, 4, length, 32)
+    blind = pointing_loss(batch, batch["asked"], query, key)[0].item()
+    see = batch["mask"][0, 0, rows[:, 1]].sum(1)
+    inside = [(s > s.max() / 2).sum() for s in batch["shares"][rows[:, 2]]]
+    assert blind == pytest.approx(float(np.mean([np.log(n.item() / i.item()) for n, i in zip(see, inside)])), rel=1e-5)  # equal attention on all it sees
+    for axis, (_, at, region) in enumerate(rows.tolist()):
+        query[0, :, at, axis] = 100.0
+        key[0, :, batch["first_visual"] + (batch["shares"][region] > batch["shares"][region].max() / 2).nonzero()[:, 0], axis] = 100.0
+    loss, hits = pointing_loss(batch, batch["asked"], query, key)
+    assert loss.item() < 1e-3 and hits == 1.0
+
+
+def test_pictures_are_relit_by_step_in_training_alone(data, built, lessons):
+    lit = Lessons(data, built[1], relight=0.3)
+    one, again, plain = (x.batch(3, ANSWERS, 1)["pixel_values"] for x in (lit, Lessons(data, built[1], relight=0.3), lessons))
+    assert torch.equal(one, again) and one.shape == plain.shape and not torch.allclose(one, plain, atol=0.01)
+    record, turns = picture_of(lessons, "content")
+    asked = [x.collate([record], [turns], [False])["pixel_values"] for x in (lit, lessons)]
+    assert torch.equal(*asked)
 
 
 # --- training -------------------------------------------------------------------------------------------------------------------
@@ -259,7 +330,7 @@ def test_optimizers_start_from_the_zeros_that_torch_starts_from(built, lessons):
     words, answers, ends = lessons.batch(0, WORDS, 1), lessons.batch(0, ANSWERS, 1), []
     for own_start in (True, False):
         model = copy.deepcopy(built[0])
-        opts = optimizers(model, BackboneConfig())
+        opts = optimizers(autocast_attention(model), BackboneConfig())
         for optimizer in opts.values() if own_start else ():
             optimizer.state.clear()
         for task, batch in ((pretrain_backbone.word_loss, words), (pretrain_backbone.answer_loss, answers)):
@@ -297,7 +368,7 @@ def test_the_learning_rate_warms_up_stays_and_cools_down():
     assert rates[0] == pytest.approx(0.1) and rates[9:71] == [1.0] * 62 and rates[85] == pytest.approx(0.5) and rates[100] == 0
 
 
-PICTURE = '"conversations": [], "width": 1, "height": 1'
+PICTURE = '"conversations": [], "about": [], "width": 1, "height": 1'
 
 
 @pytest.mark.parametrize(
@@ -306,12 +377,13 @@ PICTURE = '"conversations": [], "width": 1, "height": 1'
         ("not json", r"conversations.jsonl row 1 is not JSON"),
         (f'{{"kinds": ["a"], {PICTURE}, "image": "a", "regions": []}}', r"row 1: 1 kinds need .* there are 0 turns"),
         (f'{{"kinds": [], {PICTURE}, "image": "a"}}', r"row 1: 'regions' is missing or of a wrong type"),
+        ('{"kinds": [], "conversations": [], "about": [3], "width": 1, "height": 1, "image": "a", "regions": []}', "'about' has 1"),
         (f'{{"kinds": [], {PICTURE}, "image": "a", "regions": [{{}}]}}', r"row 1: 'box' is missing"),
         (f'{{"kinds": [], {PICTURE}, "image": 3, "regions": []}}', r"row 1: 'image' is missing or of a wrong type: 3"),
     ],
 )
 def test_a_broken_conversation_is_named(tmp_path, line, message):
-    good = '{"kinds": [], "conversations": [], "image": "a.jpg", "width": 1, "height": 1, "regions": []}\n'
+    good = '{"kinds": [], "conversations": [], "about": [], "image": "a.jpg", "width": 1, "height": 1, "regions": []}\n'
     (tmp_path / "conversations.jsonl").write_text(good + line + "\n")
     with pytest.raises(ValueError, match=message):
         Lessons(tmp_path, None)
@@ -327,12 +399,12 @@ def test_exact_match_is_what_generate_says(built, trained, lessons, data):
     few.records = []
     for k, record in enumerate([r for r in lessons.records if len(r["turns"]) < 40][:2]):
         turns = []
-        for t, (_, question, truth) in enumerate(record["turns"][-4:]):
+        for t, (_, question, truth, region) in enumerate(record["turns"][-4:]):
             kind = f"{k}/{t}"
             said[kind] = answer(trained[0], built[1], data / record["image"], question, max_new_tokens=8)
-            turns.append((kind, question, said[kind] if t % 2 else truth))  # half of the answers are what the model says
+            turns.append((kind, question, said[kind] if t % 2 else truth, region))  # half of the answers are what the model says
         few.records.append(record | {"kinds": [kind for kind, *_ in turns], "turns": turns})
-    truths = {kind: truth for record in few.records for kind, _, truth in record["turns"]}
+    truths = {kind: truth for record in few.records for kind, _, truth, _ in record["turns"]}
     assert exact_match(trained[0], few) == {kind: {"exact_match": float(said[kind] == truths[kind]), "n": 1} for kind in said}
     assert {said[kind] == truths[kind] for kind in said} == {True, False}
 

@@ -17,7 +17,7 @@ REGION_KINDS = ("content", "place", "property", "neighbour", "size")
 
 @dataclass(frozen=True)
 class Question:
-    """`{x}` of a template is `referent`; `answer` is the canonical short answer; `card` is what the question is about, if one card."""
+    """`{x}` of a template is `referent`; `answer` is the canonical short answer; `card` is where to look for it, if it is one card."""
 
     kind: str
     referent: str
@@ -46,15 +46,15 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         spot = words.place(card.cell, scene.grid, wording)
         if spot:  # the only cell of a grid has no name
             out.append(Question("place", spot, obj, card))
-            out.append(Question("look", spot, f"{colour} {shape}", None))
+            out.append(Question("look", spot, f"{colour} {shape}", card))
         if cards_of[colour, shape] == 1:
             out.append(Question("content", f"{colour} {shape}", obj, card))
             if spot:
-                out.append(Question("where", f"{colour} {shape}", words.place(card.cell, scene.grid), None))
+                out.append(Question("where", f"{colour} {shape}", words.place(card.cell, scene.grid), card))
         if objects[obj] == 1:
             out.append(Question("property", obj, f"{colour} {shape}", card))
             if spot:
-                out.append(Question("where", obj, words.place(card.cell, scene.grid), None))
+                out.append(Question("where", obj, words.place(card.cell, scene.grid), card))
             for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):
                 other = at.get((card.cell[0] + step[0], card.cell[1] + step[1]))
                 if other is not None:

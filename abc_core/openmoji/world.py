@@ -31,7 +31,7 @@ from abc_core.openmoji.questions import REGION_KINDS, questions
 from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
 from abc_core.runlog import fingerprint
 
-VERSION = 4  # part of the fingerprint; raise it when a drawing or a wording changes
+VERSION = 5  # part of the fingerprint; raise it when a drawing or a wording changes
 HELD_OUT_COLOURS = 4
 FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
 SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
@@ -230,18 +230,20 @@ def _conversation(i: int, scene: Scene, rng: np.random.Generator, held_out: bool
     """
     turns = []
     for q in questions(scene, rng):
-        turns.append((q.kind, q.ask(rng), q.answer))
+        about = -1 if q.card is None else scene.cards.index(q.card)
+        turns.append((q.kind, q.ask(rng), q.answer, about))
         if held_out:
-            turns.append((q.kind + "_reworded", q.ask(rng, held_out=True), q.answer))
-        if q.card is not None:
+            turns.append((q.kind + "_reworded", q.ask(rng, held_out=True), q.answer, about))
+        if q.kind in REGION_KINDS:
             describe = words.DESCRIBE[rng.integers(len(words.DESCRIBE))].format(q=q.ask(rng))
-            turns.append((q.kind + "_described", describe, words.caption(q.card.meaning, 0)))
+            turns.append((q.kind + "_described", describe, words.caption(q.card.meaning, 0), about))
     talk = []
-    for k, (_, question, answer) in enumerate(turns):
+    for k, (_, question, answer, _) in enumerate(turns):
         talk += [{"from": "human", "value": ("<image>\n" if k == 0 else "") + question}, {"from": "gpt", "value": answer}]
     picture = {"id": i, "image": f"images/{i:06d}.jpg", "width": scene.width, "height": scene.height}
     seen = [{"box": c.box, "words": (*c.meaning, words.place(c.cell, scene.grid))} for c in scene.cards]
-    return picture | {"kinds": [kind for kind, _, _ in turns], "conversations": talk, "regions": seen}
+    about = {"kinds": [kind for kind, *_ in turns], "about": [region for *_, region in turns]}
+    return picture | about | {"conversations": talk, "regions": seen}
 
 
 def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out: bool) -> None:
