@@ -1,7 +1,8 @@
 """What the two steps of training are fed: which pictures, instructions and candidates belong to step k, by (seed, k) alone.
 
 Steps: (1) `positions` reads rows off epochs that are shuffled anew; (2) `PairBatches` (stage 1) and `InstructBatches` (stage 2) turn a
-step's number into a `Batch`, so that a resumed run sees what the killed one would have seen.
+step's number into a `Batch`, so that a resumed run sees what the killed one would have seen. Of several processes each reads and decodes
+its own share of the batch; a picture's instructions stay together.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 
 from abc_core.data import caption_ids, open_image
+from abc_core.parallel import rank_and_count, share
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs. Candidates lie query by query, a positive and then its K negatives; equal ids mark equal captions."""
+    """What this process needs for a step. Candidates lie query by query, a positive and then its K negatives; equal ids: equal captions."""
 
     images: list  # PIL pictures
     instructions: list[list[str | None]]  # per picture; [None] without
@@ -57,14 +59,15 @@ class PairBatches:
             raise ValueError(f"the config wants {self.config.negatives} negatives of each picture; {given} are given")
 
     def __call__(self, step: int) -> Batch:
-        pairs = [self.pairs[i] for i in positions(step, self.config.queries, len(self.pairs), self.config.seed)]
-        rows = np.array([p.row for p in pairs])
+        everyones = [self.pairs[i] for i in positions(step, self.config.queries, len(self.pairs), self.config.seed)]
+        rows = np.array([p.row for p in everyones])
         columns = [rows[:, None]]
         if self.negatives is not None:
             chosen = self.negatives[rows, : self.config.negatives]
             spare = np.random.default_rng([self.config.seed, step, 1]).integers(len(self.captions), size=chosen.shape)
             columns.append(np.where(chosen >= 0, chosen, spare))
-        wanted = np.concatenate(columns, axis=1).ravel()
+        wanted = share(np.concatenate(columns, axis=1), *rank_and_count()).ravel()
+        pairs = share(everyones, *rank_and_count())
         images = [open_image(p.image) for p in pairs]
         return Batch(images, [[None]] * len(pairs), [self.captions[r] for r in wanted], torch.from_numpy(self.caption_ids[wanted]))
 
@@ -93,7 +96,8 @@ class InstructBatches:
         return caption_ids(sorted(self.bank_rows, key=self.bank_rows.get))
 
     def __call__(self, step: int) -> Batch:
-        groups = [self.groups[g] for g in positions(step, self.config.images, len(self.groups), self.config.seed)]
+        chosen = share(positions(step, self.config.images, len(self.groups), self.config.seed), *rank_and_count())
+        groups = [self.groups[g] for g in chosen]
         images = [open_image(g[0].image) for g in groups]
         rows = np.array([self.bank_rows[r.caption] for g in groups for r in g])
         ids = torch.from_numpy(self.bank_ids[rows])
