@@ -5,7 +5,8 @@ gradient, and gathers those of the others, so that every process computes the lo
 with respect to this process's own embeddings; `Rows.backward` takes it through the encoder, chunk by chunk, in a second forward pass with
 the same random numbers (gradient caching), and adds what all processes' rows gave to the parameters.
 
-Steps: (1) `share` cuts a list for a process; (2) `gather` joins rows in order of rank; (3) `Rows` encodes, and differentiates.
+Steps: (1) `share` cuts a list for a process, `any_process` lets all stop at the same step; (2) `gather` joins rows in order of rank;
+(3) `Rows` encodes, and differentiates.
 
 **Authors' code:** gathers the candidates of other processes without gradient, so its stage-1 gradient is not that of equation 2.
 """
@@ -21,6 +22,25 @@ import torch.distributed as dist
 def rank_and_count() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) outside of `torch.distributed`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def any_process(flag: bool) -> bool:
+    """Is the flag set in any process? All must ask."""
+    if rank_and_count()[1] == 1:
+        return flag
+    raised = torch.tensor(float(flag), device=_device())
+    dist.all_reduce(raised)
+    return raised.item() > 0
+
+
+def wait() -> None:
+    """Until every process is here."""
+    any_process(False)
+
+
+def _device() -> str:
+    """Where the processes' tensors have to be."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def share(rows, rank: int, count: int):
@@ -106,7 +126,7 @@ def _summed(counts: dict) -> dict:
     """Counts over all processes."""
     if rank_and_count()[1] == 1:
         return counts
-    total = torch.tensor([float(v) for v in counts.values()])
+    total = torch.tensor([float(v) for v in counts.values()], dtype=torch.float64, device=_device())
     dist.all_reduce(total)
     return {k: int(v) for k, v in zip(counts, total.tolist())}
 

@@ -65,6 +65,10 @@ class Run:
     def finish(self, **result) -> None:
         """Write result.json, whole or not at all, and release the lock."""
         _replace(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        self.release()
+
+    def release(self) -> None:
+        """Let another process write this run."""
         if lock := _locks.pop((os.getpid(), self.folder), None):
             lock.close()
 
@@ -75,13 +79,14 @@ class Run:
         return json.loads((self.folder / "result.json").read_text())
 
 
-def open_run(kind: str, config: Any, inputs: Mapping[str, str]) -> Run:
+def open_run(kind: str, config: Any, inputs: Mapping[str, str], lock: bool = True) -> Run:
     """The run that kind, config and inputs determine: a finished one, one to go on with, or a new one.
 
     Args:
         kind: what the run is, "pretrain" for example; the folder's name starts with it.
         config: dataclass or mapping of plain values.
         inputs: name -> fingerprint of everything else that the result depends on.
+        lock: lock it for this process and make what is missing; without, another process of the same training does.
     Raises:
         RuntimeError: another process is writing this run.
     """
@@ -89,7 +94,7 @@ def open_run(kind: str, config: Any, inputs: Mapping[str, str]) -> Run:
     params = json.loads(json.dumps({"kind": kind, "config": plain, "inputs": dict(inputs)}, sort_keys=True))
     name = f"{kind}-{hashlib.sha256(json.dumps(params).encode()).hexdigest()[:12]}"
     run = Run(paths.inside(paths.RUNS, name))
-    if run.finished:
+    if run.finished or not lock:
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
     _lock(run.folder)

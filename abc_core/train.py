@@ -24,7 +24,7 @@ from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
 from abc_core.batches import Batch
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
-from abc_core.parallel import Rows, gather
+from abc_core.parallel import Rows, any_process, gather, rank_and_count, wait
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
 
@@ -69,37 +69,44 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
         run: the open run folder (`runlog.open_run`). A finished one is loaded, not trained.
         batches: step -> Batch. step_fn: (embedder, batch, config, rows=…) -> (loss, out).
         validate: embedder -> dict of numbers, called every config.validate_every steps and at the end; optional.
+
+    In several processes all call this with the same arguments; the first alone validates, logs and saves, and a stop stops all.
+
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last good checkpoint is intact.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way is saved; a second one stops at once.
     """
-    names = prepare(embedder, stage, config)
+    names, lead = prepare(embedder, stage, config), rank_and_count()[0] == 0
     last, final = run.folder / "last.safetensors", run.folder / "model.safetensors"
     if run.finished:
         adapters.load_stage(embedder, stage, checkpoint.load(final)[0], final)
         return last.unlink(missing_ok=True)
     optimizer = make_optimizer(embedder, config)
-    first = _resume(run, embedder, stage, optimizer, last)
+    first = _resume(run, embedder, stage, optimizer, last, lead)
     count = sum(adapters.count_trained(embedder).values())
+    report = report if lead else lambda line: None
     report(f"{stage}: {len(names)} tensors, {count:,} numbers train; from step {first} of {config.steps}")
     started = time.perf_counter()
     with ThreadPoolExecutor(1) as reader, uninterrupted() as interrupted:
         for step, batch in _read_ahead(reader, batches, first, config.steps):
             row, done = one_step(embedder, optimizer, batch, step_fn, config, step), step + 1
-            if validate is not None and (done % config.validate_every == 0 or done == config.steps):
-                row |= validate(embedder)
-            run.log(**row)
-            stop = bool(interrupted)
-            if stop or done % config.save_every == 0 or done == config.steps:
-                adapters.save_embedder(embedder, last, {"adamw": optimizer}, step=done)
+            stop = any_process(bool(interrupted))
+            if lead:
+                if validate is not None and (done % config.validate_every == 0 or done == config.steps):
+                    row |= validate(embedder)
+                run.log(**row)
+                if stop or done % config.save_every == 0 or done == config.steps:
+                    adapters.save_embedder(embedder, last, {"adamw": optimizer}, step=done)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {done} of {config.steps}; run again to continue")
             if done % max(1, config.steps // 20) == 0 or done == config.steps:
                 report(_progress(row, done, config.steps, (time.perf_counter() - started) / (done - first)))
-    end = run.rows()[-1]
-    adapters.save_embedder(embedder, final)
-    run.finish(steps=config.steps, loss=end["loss"], temperature=end["temperature"])
-    last.unlink()
+    if lead:
+        end = run.rows()[-1]
+        adapters.save_embedder(embedder, final)
+        run.finish(steps=config.steps, loss=end["loss"], temperature=end["temperature"])
+        last.unlink()
+    wait()
 
 
 def prepare(embedder, stage: str, config) -> list[str]:
@@ -175,16 +182,19 @@ def schedule(step: int, config) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def _resume(run, embedder, stage, optimizer, last) -> int:
+def _resume(run, embedder, stage, optimizer, last, lead: bool) -> int:
     """Put the last checkpoint back, or write one of the start; returns the next step."""
-    if not last.exists():
+    if lead and not last.exists():
         adapters.save_embedder(embedder, last, step=0)
+    wait()
     tensors, numbers = checkpoint.load(last)
     adapters.load_stage(embedder, stage, tensors, last)
     step = numbers["step"]
     if step:  # before the first step the optimizer has no state
         checkpoint.load(last, {"adamw": optimizer})
-    run.truncate(step)
+    if lead:
+        run.truncate(step)
+    wait()
     if len(run.rows()) != step:
         raise ValueError(f"{run.folder / 'metrics.jsonl'} has {len(run.rows())} rows of {step} steps; delete {run.folder} to begin anew")
     return step

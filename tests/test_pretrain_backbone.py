@@ -260,7 +260,8 @@ def test_the_pointing_loss_is_lowest_for_heads_that_look_at_the_region(lessons):
     blind = pointing_loss(batch, batch["asked"], query, key)[0].item()
     see = batch["mask"][0, 0, rows[:, 1]].sum(1)
     inside = [(s > s.max() / 2).sum() for s in batch["shares"][rows[:, 2]]]
-    assert blind == pytest.approx(float(np.mean([np.log(n.item() / i.item()) for n, i in zip(see, inside)])), rel=1e-5)  # equal attention on all it sees
+    chance = [np.log(n.item() / i.item()) for n, i in zip(see, inside)]  # equal attention on all it sees
+    assert blind == pytest.approx(float(np.mean(chance)), rel=1e-5)
     for axis, (_, at, region) in enumerate(rows.tolist()):
         query[0, :, at, axis] = 100.0
         key[0, :, batch["first_visual"] + (batch["shares"][region] > batch["shares"][region].max() / 2).nonzero()[:, 0], axis] = 100.0

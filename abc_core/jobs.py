@@ -1,0 +1,168 @@
+"""A stage's training written down: its numbers and what it reads, so that a notebook and several processes run the same thing.
+
+Steps: (1) a job opens its run, whose name comes from the job's numbers and the fingerprints of what it reads; (2) `build` reads the data
+and makes the embedder; (3) `run_job` trains here, or in several processes that read the job from a file in the run's folder.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from abc_core import adapters, instructions, paths, runlog, train
+from abc_core.batches import InstructBatches, PairBatches
+from abc_core.config import InstructConfig, PretrainConfig
+from abc_core.data import caption_ids
+from abc_core.launch import launch
+from abc_core.mined import read_mined
+from abc_core.model import Embedder
+from abc_core.parallel import rank_and_count, wait
+from abc_core.readers import CAPTIONS_TSV, read_genome, read_pairs
+from abc_core.vectors import embed_to_file
+
+
+class Work(NamedTuple):
+    """What `train.train` is given."""
+
+    embedder: Embedder
+    batches: Callable
+    step: Callable
+    validate: Callable | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob:
+    """Stage 1: pictures and captions of the folder `pairs`; with `mined`, the pairs and negatives of that file instead of all pairs.
+
+    `validation` names folders of pairs; `validation_pairs` of each are embedded. `name` is the first part of the run's folder.
+    """
+
+    config: PretrainConfig
+    backbone: str
+    pairs: str
+    mined: str | None = None
+    validation: dict = field(default_factory=dict)
+    validation_pairs: int = 800  # App. C
+    name: str = "pretrain"
+
+    def open(self, lock: bool = True) -> runlog.Run:
+        """The run of this job; see `runlog.open_run`."""
+        inputs = {"backbone": runlog.fingerprint(_path(self.backbone)), "pairs": runlog.fingerprint(_path(self.pairs) / CAPTIONS_TSV)}
+        if self.mined is not None:
+            inputs["mined"] = runlog.fingerprint(_path(self.mined))
+        return runlog.open_run(self.name, self.config, inputs, lock)
+
+    def build(self, folder: Path) -> Work:
+        """Read the data and make the embedder; nothing is written into the run's `folder`."""
+        if self.mined is None:
+            pairs = [pair._replace(row=row) for row, pair in enumerate(read_pairs(_path(self.pairs))[0])]
+            captions, negatives = [p.caption for p in pairs], None
+        else:
+            mined, _ = read_mined(_path(self.mined), _path(self.pairs))
+            pairs, captions, negatives = mined.queries, mined.captions, mined.padded(self.config.negatives)
+        embedder = Embedder.from_backbone(_path(self.backbone))
+        adapters.add_lora(embedder, "pretrain", **asdict(self.config.lora), seed=self.config.seed)
+        held = {name: read_pairs(_path(folder))[0] for name, folder in self.validation.items()}
+        validate = train.validator(held, self.validation_pairs) if held else None
+        return Work(embedder, PairBatches(pairs, captions, caption_ids(captions), negatives, self.config), train.pretrain_step, validate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructJob:
+    """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions."""
+
+    config: InstructConfig
+    stage1: str
+    regions: str
+    drop_largest: int = 5  # Sec. 3.2, "We exclude the 5 largest bounding boxes"
+    name: str = "instruct"
+
+    def open(self, lock: bool = True) -> runlog.Run:
+        """The run of this job; see `runlog.open_run`."""
+        read = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json", "instructions.jsonl")]
+        inputs = {"stage1": runlog.fingerprint(_path(self.stage1)), "regions": runlog.fingerprint(*read)}
+        return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)}, lock)
+
+    def groups(self) -> list[list[instructions.Instructed]]:
+        """Instructed regions, picture by picture."""
+        genome, _ = read_genome(_path(self.regions))
+        chosen, _ = instructions.select_regions(genome, self.drop_largest, self.config.instructions_per_image, self.config.seed)
+        options, _ = instructions.read_instructions(_path(self.regions) / "instructions.jsonl")
+        return instructions.by_image(instructions.instruct(chosen, options, self.config.seed)[0])
+
+    def build(self, folder: Path) -> Work:
+        """Read the data, make the embedder, and embed the captions once, into the run's `folder`: they never change (Sec. 3.2)."""
+        groups = self.groups()
+        captions = sorted({row.caption for group in groups for row in group})
+        embedder = Embedder.load(_path(self.stage1))
+        adapters.merge_all(embedder)
+        if rank_and_count()[0] == 0:
+            embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width)
+        wait()
+        bank = torch.from_numpy(np.load(folder / "bank.npy"))
+        adapters.add_lora(embedder, "instruct", **asdict(self.config.lora), seed=self.config.seed)
+        batches = InstructBatches(groups, {caption: k for k, caption in enumerate(captions)}, self.config)
+        return Work(embedder, batches, partial(train.instruct_step, bank=bank), None)
+
+
+JOBS = {"pretrain": PretrainJob, "instruct": InstructJob}  # stage -> what describes it
+
+
+def stage_of(job) -> str:
+    """ "pretrain" or "instruct"."""
+    return next(stage for stage, kind in JOBS.items() if isinstance(job, kind))
+
+
+def run_job(job, processes: int = 1, report: Callable = print) -> runlog.Run:
+    """Train what a job describes, or go on, in this process or in several; a finished run is returned as it is.
+
+    Raises:
+        RuntimeError: a process failed; the message has its last words. The run's last checkpoint is intact.
+    """
+    run = job.open()
+    if not run.finished and processes > 1:
+        run.release()
+        launch(write_job(job, run.folder / "job.yaml"), processes, report)
+    elif not run.finished:
+        train_job(job, run, report)
+    return run
+
+
+def train_job(job, run: runlog.Run, report: Callable = print) -> None:
+    """Train in this process, which may be one of several."""
+    work = job.build(run.folder)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    embedder = work.embedder.to(device)
+    train.train(run, embedder, stage_of(job), work.batches, work.step, job.config, work.validate, report)
+
+
+def write_job(job, path: Path) -> Path:
+    """A job as YAML."""
+    path.write_text(yaml.safe_dump({"stage": stage_of(job)} | json.loads(json.dumps(asdict(job))), sort_keys=False))
+    return path
+
+
+def read_job(path: Path):
+    """The job of a file of `write_job`.
+
+    Raises:
+        ValueError: an unknown stage, or a value that its config refuses.
+    """
+    fields = yaml.safe_load(Path(path).read_text())
+    kind = JOBS.get(fields.pop("stage", None))
+    if kind is None:
+        raise ValueError(f"{path}: the stage has to be one of {', '.join(JOBS)}")
+    config = PretrainConfig if kind is PretrainJob else InstructConfig
+    return kind(**fields | {"config": config.from_mapping(fields["config"], str(path))})
+
+
+def _path(path: str) -> Path:
+    """A path of a job; a relative one starts at the repository."""
+    return Path(path) if Path(path).is_absolute() else paths.ROOT / path

@@ -1,0 +1,73 @@
+"""Several processes of this machine that train one job, started from a notebook's cell and ended with it.
+
+Steps: (1) `launch` starts torch's own launcher on this module and passes its lines on; (2) `main` is what each process runs: it joins the
+others and trains (`abc_core.jobs`). `python -m torch.distributed.run --nproc_per_node N -m abc_core.launch JOB` does the same by hand.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+PATIENCE = timedelta(hours=2)  # how long the others wait while the first process validates or saves
+
+
+def launch(job: Path, processes: int, report: Callable = print) -> None:
+    """Train a job in `processes` processes; Ctrl-C stops them after the step under way, saved.
+
+    Raises:
+        RuntimeError: a process failed, or was killed; with the last lines that were said.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
+    child = subprocess.Popen(
+        [*torchrun, "-m", "abc_core.launch", str(job)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | threads, preexec_fn=_end_with_parent, start_new_session=True,
+    )  # fmt: skip
+    said = deque(maxlen=40)
+    try:
+        for line in child.stdout:
+            said.append(line.rstrip())
+            report(said[-1])
+    finally:
+        if child.poll() is None:
+            child.terminate()  # the launcher hands it on; every process saves its step
+        child.wait()
+    if child.returncode:
+        raise RuntimeError(f"{job}: training in {processes} processes failed with exit code {child.returncode}\n" + "\n".join(said))
+
+
+def main(words: list[str] | None = None) -> None:
+    """Train a job as one of the processes that torch's launcher started."""
+    from abc_core.jobs import read_job, train_job
+
+    parser = argparse.ArgumentParser(prog="python -m abc_core.launch", description=main.__doc__)
+    parser.add_argument("job", type=Path, help="a file of abc_core.jobs.write_job")
+    job = read_job(parser.parse_args(words).job)
+    _end_with_parent()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        train_job(job, job.open(lock=dist.get_rank() == 0))
+    finally:
+        dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent process ends, so that nothing trains on behind a notebook that is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
