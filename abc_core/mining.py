@@ -193,8 +193,10 @@ def similarities(q, c, indices, tile: int = 256) -> np.ndarray:
 # --- 4. the audit -------------------------------------------------------------------------------------------------------------
 
 
-def audit(mined: Mined, random: np.ndarray, random_scores: np.ndarray, shows: Sequence, claims: Sequence) -> dict:
-    """False-negative rates and mean similarities of mined against random negatives.
+def audit(
+    mined: Mined, random: np.ndarray, random_scores: np.ndarray, shows: Sequence | None = None, claims: Sequence | None = None
+) -> dict:
+    """Mean similarities of mined against random negatives, and false-negative rates where the truth is known.
 
     Args:
         random, random_scores: int64[N, K] and float32[N, K], as `random_negatives` and `similarities` give them.
@@ -204,12 +206,14 @@ def audit(mined: Mined, random: np.ndarray, random_scores: np.ndarray, shows: Se
     Raises:
         ValueError: lists of another length, or a caption that claims nothing (of which nothing can be said).
     """
+    out = {"positive_similarity": float(mined.positive_scores.mean()), **mined.counts}
+    if shows is None:
+        return out | {f"{name}_similarity": float(np.nanmean(s)) for name, s in (("mined", mined.scores), ("random", random_scores))}
     if len(shows) != len(mined.indices) or len(random) != len(mined.indices):
         raise ValueError(f"{len(mined.indices)} mined queries, {len(random)} random ones and {len(shows)} truths must be as many")
     shown, claimed = [_meanings(s) for s in shows], [_meanings(s) for s in claims]
     if frozenset() in claimed:
         raise ValueError(f"caption {claimed.index(frozenset())} claims nothing; the audit cannot say of which pictures it is true")
-    out = {"positive_similarity": float(mined.positive_scores.mean()), **mined.counts}
     for name, indices, scores in (("mined", mined.indices, mined.scores), ("random", random, random_scores)):
         pairs = [(n, m) for n, row in enumerate(indices.tolist()) for m in row if m >= 0]
         true = sum(claimed[m] <= shown[n] for n, m in pairs)

@@ -130,7 +130,7 @@ CURRICULUM = (
 class BackboneConfig:
     """Numbers of the generative training; `tokens` is the size of a batch (see `Lessons.batch`)."""
 
-    steps: int = 4450
+    steps: int = 4200
     tokens: int = 10_000
     learning_rate: float = 1.5e-3  # of AdamW
     muon_factor: float = 4.0  # Muon's learning rate is this many times higher; its update of a matrix has 0.2 of AdamW's size

@@ -180,6 +180,8 @@ def test_the_audit_counts_negatives_that_are_true_of_the_picture():
     assert found["random_false_negative_rate"] == 0
     assert found["mined_similarity"] == pytest.approx(0.4) and found["random_similarity"] == pytest.approx(0.1)
     assert found["positive_similarity"] == pytest.approx(0.8) and found["too_few"] == 1
+    unknown = audit(mined, np.array([[1, 2], [0, 3]]), np.float32([[0.0, 0.1], [0.1, 0.2]]))
+    assert unknown == {k: v for k, v in found.items() if "false" not in k and "pairs" not in k}
     with pytest.raises(ValueError, match="caption 1 claims nothing"):
         audit(mined, np.zeros((2, 2), dtype=int), scores, shows, [claims[0], [], *claims[2:]])
 

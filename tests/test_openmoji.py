@@ -447,3 +447,12 @@ def test_captions_use_the_right_article_and_join_as_english_does():
 def test_too_many_cards_for_a_grid_are_refused():
     with pytest.raises(ValueError, match="5 cards do not fit a grid of 2 x 2"):
         scene.sample_scene(np.random.default_rng(0), [("owl", "red", "disc")] * 5, (2, 2), 56)
+
+
+def test_data_is_a_part_of_the_world_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(world.paths, "DATA", tmp_path)
+    drawn = world.data_folder("cc", 2, World(glyphs=40))
+    assert drawn.parent == tmp_path / "openmoji" and len(read_pairs(drawn)[0]) == 2
+    assert world.data_folder(str(tmp_path), 2) == tmp_path and world.data_folder("tests", 2) == world.paths.ROOT / "tests"
+    with pytest.raises(FileNotFoundError, match=r"'cc3m' is no folder .* and no part of the drawn world: backbone, "):
+        world.data_folder("cc3m", 2)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abc_core import paths
 from abc_core.openmoji import words
 from abc_core.openmoji.glyphs import ATTRIBUTION, load_glyphs
 from abc_core.openmoji.questions import REGION_KINDS, questions
@@ -148,6 +149,20 @@ def draw_part(root: Path, part: str, count: int, world: World = World(), report=
     (unfinished / "ATTRIBUTION.txt").write_text(credit + "\n")
     (unfinished / "world.json").write_text(json.dumps(facts, indent=1))
     unfinished.rename(folder)
+    return folder
+
+
+def data_folder(source: str, count: int, world: World = World(), report=None) -> Path:
+    """The folder of `source`: a part of the world with `count` pictures, drawn if needed, or a folder of real data as it is.
+
+    Raises:
+        FileNotFoundError: neither a part of the world nor a folder.
+    """
+    if source in PARTS:
+        return draw_part(paths.DATA, source, count, world, report)
+    folder = paths.ROOT / source  # an absolute one stays as it is
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{source!r} is no folder ({folder}), and no part of the drawn world: {', '.join(PARTS)}")
     return folder
 
 
