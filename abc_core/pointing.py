@@ -34,7 +34,7 @@ def pointing_loss(batch: dict, pointers: torch.Tensor, query: torch.Tensor, key:
         pointers: int64[Q, 3], sorted by row: row, position that looks, region (`Lessons.batch`'s "asked" or "named").
         query, key: float[B, heads, L, d], float[B, key heads, L, d].
     """
-    row, at, region = pointers.T
+    row, at, region = pointers.T.contiguous()
     if len(row) == 0:
         return query.new_zeros(()), 0.0
     (b, heads, length, d), groups = query.shape, key.shape[1]
