@@ -101,7 +101,7 @@ The vision tower first learns alone which words each region shows, its place amo
 `conversations.jsonl`); then the whole model learns to answer, on few cards before many (`CURRICULUM` in `abc_core/pretrain_backbone.py`),
 with a loss on two layers' attention that says which region a question is about (`abc_core/pointing.py`). The stages were found while these
 weights went through them: pictures were relit from step 2,050 on, answers were pointed at from step 2,250 on and names from step 2,900 on;
-a training from the start does all three in every stage.
+a training from the start does all three in every stage that asks.
 
 ## Exact match on held-out scenes
 

@@ -160,8 +160,7 @@ class Lessons:
                 _, question, _, region = self.turns(record)[turn]
                 if region >= 0:
                     asked.append((r, at + len(ids) - answer - 1, before + region))
-                for k in _mentioned(question, record["regions"]):
-                    end = question.index(record["regions"][k][4]) + len(record["regions"][k][4])
+                for k, end in _mentioned(question, record["regions"]):
                     said = self.ids(prompts.INSTRUCTION * bool(prefix) + question[:end])
                     named.append((r, at + len(said) - 1, before + k))
                 at += len(ids)
@@ -193,12 +192,13 @@ class Lessons:
         return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER) + answer, len(answer)
 
 
-def _mentioned(question: str, regions: list) -> list[int]:
-    """The region whose thing a question names, if there is exactly one; of names within names, the longest counts."""
-    found = [(k, region[4]) for k, region in enumerate(regions) if re.search(rf"\b{re.escape(region[4])}\b", question)]
-    longest = max((len(thing) for _, thing in found), default=0)
-    found = [k for k, thing in found if len(thing) == longest]
-    return found if len(found) == 1 else []
+def _mentioned(question: str, regions: list) -> list[tuple[int, int]]:
+    """The region whose thing a question names, where the name ends, if there is just one; of names within names the longest."""
+    found = [(k, re.search(rf"\b{re.escape(region[4])}\b", question)) for k, region in enumerate(regions)]
+    ends = [(k, match.end(), len(match[0])) for k, match in found if match]
+    longest = max((length for *_, length in ends), default=0)
+    ends = [(k, end) for k, end, length in ends if length == longest]
+    return ends if len(ends) == 1 else []
 
 
 def _overlap(start: int, length: int, of: int, cells: int) -> np.ndarray:
