@@ -6,7 +6,7 @@ instructed pictures only.
 """
 
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -93,13 +93,39 @@ def has_adapter(model: nn.Module, stage: str) -> bool:
 def instructed(model: nn.Module, on: bool):
     """Switch every LoRA layer on or off inside the block, gradients' flags untouched.
 
-    **Caveat:** peft's `disable_adapter()` leaves `requires_grad` changed; what is checkpointed inside must be differentiated inside too.
+    **Caveat:** peft's own `disable_adapter()` leaves `requires_grad` changed, and activations that are checkpointed inside it are computed
+    again outside of it, with the adapter on (see `checkpoint_activations`).
     """
-    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    layers = _lora_layers(model)
+    with _switched(layers, [not on] * len(layers)):
+        yield
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only the inputs of each block for the backward pass, which computes the rest again: memory for time, the same gradients.
+
+    The second computation finds every adapter switched as in the first, wherever the backward pass is called; without that, what ran
+    inside `instructed` would be differentiated with another model than it was computed with.
+    """
+
+    def contexts():
+        layers = _lora_layers(model)
+        return nullcontext(), _switched(layers, [m._disable_adapters for m in layers])
+
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+def _lora_layers(model: nn.Module) -> list:
+    return [m for m in model.modules() if hasattr(m, "lora_A")]
+
+
+@contextmanager
+def _switched(layers: list, off: list[bool]):
+    """Inside the block each LoRA layer is on or off as told."""
     before = [m._disable_adapters for m in layers]
     try:
-        for m in layers:
-            m._disable_adapters = not on
+        for m, is_off in zip(layers, off, strict=True):
+            m._disable_adapters = is_off
         yield
     finally:
         for m, was in zip(layers, before, strict=True):

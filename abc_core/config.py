@@ -115,6 +115,7 @@ class StageConfig(_Config):
     max_visual_tokens: int = within(COUNT, 512)  # Sec. 4, "number of tokens output by the vision encoder"
     bf16: bool | Literal["auto"] = "auto"  # autocast to bfloat16; "auto": where the hardware multiplies it. Not in the paper
     chunk: int | None = within(COUNT, None)  # pictures, or texts, of one forward pass (gradient caching); None: all. Not in the paper
+    activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory. Not in the paper
     save_every: int = within(COUNT, 100)  # steps between checkpoints
     validate_every: int = within(COUNT, 100)  # steps between validations
     seed: int = within("[0, inf)", 0)

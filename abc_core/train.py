@@ -120,6 +120,8 @@ def prepare(embedder, stage: str, config) -> list[str]:
     set_visual_tokens(embedder.processor, config.min_visual_tokens, config.max_visual_tokens)
     embedder.built |= {"min_visual_tokens": config.min_visual_tokens, "max_visual_tokens": config.max_visual_tokens}
     adapters.freeze_but(embedder, stage)
+    if config.activation_checkpointing:
+        adapters.checkpoint_activations(embedder.model)
     embedder.eval()  # the layers of a new adapter come in training mode
     if stage == "pretrain":
         set_temperature(embedder, config)

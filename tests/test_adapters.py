@@ -158,6 +158,34 @@ def test_merging_all_stages_leaves_plain_layers(family):
     close(made.embed(**asked, adapter=False), on)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_checkpointed_activations_give_the_same_gradients_with_dropout_wherever_they_are_taken(family, stage):
+    def gradients(checkpointed: bool, off_in_between: bool = False):
+        made = tiny.with_lora(family, stage)
+        for module in made.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout[stage] = nn.Dropout(0.3)
+        if checkpointed:
+            adapters.checkpoint_activations(made.model)
+        adapters.freeze_but(made, stage)
+        made.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            loss = tiny.step_of(stage, made)
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+                tiny.step_of(stage, made)
+            with adapters.instructed(made.model, not off_in_between):
+                loss.backward()
+        return {n: p.grad for n, p in made.named_parameters() if p.requires_grad}, sum(kept)
+
+    (plain, much), (again, little), (elsewhere, _) = gradients(False), gradients(True), gradients(True, off_in_between=True)
+    assert plain and all(g is not None for g in plain.values()) and little < much / 2
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, again[name]) and torch.equal(gradient, elsewhere[name]), name
+
+
 def test_the_switch_restores_state_and_gradient_flags_also_when_the_block_raises():
     made = tiny.with_lora("qwen2_vl", "instruct")
     layers = [m for m in made.model.modules() if hasattr(m, "lora_A")]
