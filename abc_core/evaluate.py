@@ -1,8 +1,8 @@
 """Retrieval scores: ranks with pessimistic ties, R@k, bootstrap intervals over pictures.
 
 (1) `ranks` of given scores; (2) `ranks_from_embeddings` in blocks, without a matrix of all scores; (3) image ↔ text retrieval with several
-right captions; (4) `recall`, `bootstrap_interval` and a `table_row` of both. A rank is the number of *other* candidates that score as
-high as the right one or higher, so 0 is best, a collapsed model has the worst ranks, and a hit at k is rank < k.
+right captions; (4) `recall`, `bootstrap_interval`, `share_interval`, and a `table_row`. A rank is the number of *other* candidates that
+score as high as the right one or higher, so 0 is best, a collapsed model has the worst ranks, and a hit at k is rank < k.
 **Caveat:** R@k falls with the number of candidates; compare it only between systems that chose among the same ones.
 """
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from scipy.stats import binomtest
 
 KS = (1, 5, 10)
 
@@ -148,6 +149,14 @@ def bootstrap_interval(hits: np.ndarray, groups: np.ndarray, draws: int = 1000, 
     means = 100 * (times @ found) / (times @ size)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def share_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of n answers, as shares; answers are taken as independent of each other."""
+    if n < 1 or not 0 <= share <= 1:
+        raise ValueError(f"a share of {share} among {n} answers; 0 to 1 of at least one was expected")
+    interval = binomtest(round(share * n), n).proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def table_row(system: str, rank: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict:

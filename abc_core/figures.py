@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from abc_core import paths
 from abc_core.data import whole_file
+from abc_core.evaluate import share_interval
 
 BLUE, ORANGE, GREEN, RED, *_ = sns.color_palette("colorblind").as_hex()
 INK, GREY, PALE = "#222222", "#6e6e6e", "#dddddd"
@@ -215,12 +216,14 @@ def plot_exact_match(metrics: dict):
     table = table_of([{"kind": k} | v for k, v in metrics.items()], ("kind", "exact_match", "n"))
     table = table.sort_values("exact_match", kind="stable").reset_index(drop=True)
     fig, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.26 * len(table)))
+    low, high = zip(*(share_interval(row["exact_match"], row["n"]) for _, row in table.iterrows()))
     axis.barh(table.index, table["exact_match"], color=BLUE, height=0.66)
+    axis.hlines(table.index, low, high, color=INK, linewidth=1)
     for y, row in table.iterrows():
-        axis.text(row["exact_match"] + 0.01, y, f"{100 * row['exact_match']:.1f} %", va="center", fontsize=8)
+        axis.text(high[y] + 0.01, y, f"{100 * row['exact_match']:.1f} %", va="center", fontsize=8)
         axis.text(1.2, y, f"n = {row['n']:,}", va="center", ha="right", fontsize=8, color=GREY)
     axis.set(yticks=table.index, yticklabels=[k.replace("_", ", ") for k in table["kind"]], xlim=(0, 1.2), xticks=np.linspace(0, 1, 6))
-    axis.set_xlabel("answers that match word for word, held-out scenes", loc="left")
+    axis.set_xlabel("answers that match word for word on held-out scenes, 95 % intervals", loc="left")
     per_cent(axis.xaxis)
     bare(axis)
     return fig

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from abc_core.evaluate import bootstrap_interval, image_to_text, ranks, ranks_from_embeddings, recall, table_row, text_to_image
+from abc_core.evaluate import (
+    bootstrap_interval,
+    image_to_text,
+    ranks,
+    ranks_from_embeddings,
+    recall,
+    share_interval,
+    table_row,
+    text_to_image,
+)
 
 
 def unit(rng, *shape):
@@ -151,3 +160,12 @@ def test_a_table_row_has_the_columns_of_the_benchmark_table():
     row = table_row("abc", np.array([0, 3, 7, 20]), np.array([1, 1, 2, 2]))
     assert list(row) == ["system", "r1", "r5", "r10", "r1_low", "r1_high", "n"]
     assert (row["r1"], row["r5"], row["r10"], row["n"]) == (25, 50, 75, 4) and row["r1_low"] <= 25 <= row["r1_high"]
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    n, share, z = 500, 0.818, 1.959963984540054
+    middle, half = (share + z**2 / 2 / n) / (1 + z**2 / n), z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
+    assert share_interval(share, n) == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert share_interval(1.0, 10)[1] == 1.0 and share_interval(0.0, 10)[0] == 0.0
+    with pytest.raises(ValueError, match=r"a share of 1\.2 among 10 answers"):
+        share_interval(1.2, 10)
