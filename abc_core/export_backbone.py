@@ -99,9 +99,11 @@ are on scenes that show nothing else.
 
 The vision tower first learns alone which words each region shows, its place among them (location-aware captions, from the boxes of
 `conversations.jsonl`); then the whole model learns to answer, on few cards before many (`CURRICULUM` in `abc_core/pretrain_backbone.py`),
-with a loss on two layers' attention that says which region a question is about (`abc_core/pointing.py`). The stages were found while these
-weights went through them: pictures were relit from step 2,050 on, answers were pointed at from step 2,250 on and names from step 2,900 on;
-a training from the start does all three in every stage that asks.
+with a loss on three layers' attention that says which regions a question is about (`abc_core/pointing.py`), and with losses by which the
+last layer says the words that visual tokens and questions stand for. The stages were found while these weights went through them:
+pictures were relit from step 2,050 on, answers were pointed at from step 2,250 on, names from step 2,900 on, the second look of
+questions about neighbours from step 4,200 on; the last layer says words from step 5,000 on, when two articles of the captions were
+mended as well. A training from the start does all of it in every stage that asks.
 
 ## Exact match on held-out scenes
 

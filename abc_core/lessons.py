@@ -132,7 +132,8 @@ class Lessons:
         return self.tokens[text]
 
     def collate(self, rows: list[dict], turns: list, prefixed, light=None) -> dict:
-        """Pictures and packed question blocks as tensors: ids, labels int64[B, L], positions int64[3, B, L], mask bool[B, 1, L, L].
+        """Pictures and packed question blocks as tensors: ids, labels int64[B, L], positions int64[3, B, L], mask bool[B, 1, L, L], and
+        `read`, bool[B, L], 1 at the words of questions.
 
         Rows with `prefixed` have "Instruction: " before their questions, as the embedder's prompt will.
         """
@@ -143,29 +144,34 @@ class Lessons:
         prefix = before + self.ids(prompts.IMAGE_PAD) * (high * wide) + after
         blocks = [[self.block(record, t, p) for t in chosen] for record, chosen, p in zip(rows, turns, prefixed)]
         length = len(prefix) + max(sum(len(ids) for ids, _ in row) for row in blocks)
-        packed = _pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0])
-        asked, named = self._pointers(rows, turns, blocks, prefixed, len(prefix))
-        return {**vision, **packed, "first_visual": len(before), "asked": asked, "named": named}
+        packed = _pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0], len(self.ids(prompts.BEFORE_ANSWER)))
+        pointers = self._pointers(rows, turns, blocks, prefixed, len(prefix))
+        return {**vision, **packed, "first_visual": len(before), **pointers}
 
-    def _pointers(self, rows, turns, blocks, prefixed, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pointers(self, rows, turns, blocks, prefixed, start: int) -> dict[str, torch.Tensor]:
         """Which regions the questions are about, int64[Q, 3] each: the row, a position and the region's row in `shares`.
 
-        The position is that from which the answer is predicted, with the region that it is read off; and that at which the question has
-        named a thing, with the region of that thing.
+        "named": where a question has named a thing, that thing's region. "asked": where the answer is predicted, the region to look at
+        first, which is that of the thing named, or else the one the answer is read off. "stepped": where the answer is predicted, the
+        latter, if it is another one ("What is to the right of the owl?").
         """
-        asked, named, before = [], [], 0
+        found, before = {"named": [], "asked": [], "stepped": []}, 0
         for r, (record, chosen, row, prefix) in enumerate(zip(rows, turns, blocks, prefixed)):
             at = start
             for turn, (ids, answer) in zip(chosen, row):
                 _, question, _, region = self.turns(record)[turn]
-                if region >= 0:
-                    asked.append((r, at + len(ids) - answer - 1, before + region))
-                for k, end in _mentioned(question, record["regions"]):
+                things, last = _mentioned(question, record["regions"]), at + len(ids) - answer - 1
+                for k, end in things:
                     said = self.ids(prompts.INSTRUCTION * bool(prefix) + question[:end])
-                    named.append((r, at + len(said) - 1, before + k))
+                    found["named"].append((r, at + len(said) - 1, before + k))
+                if region >= 0:
+                    first = things[0][0] if things else region
+                    found["asked"].append((r, last, before + first))
+                    if first != region:
+                        found["stepped"].append((r, last, before + region))
                 at += len(ids)
             before += len(record["regions"])
-        return tuple(torch.tensor(p, dtype=torch.long).view(-1, 3) for p in (asked, named))
+        return {name: torch.tensor(p, dtype=torch.long).view(-1, 3) for name, p in found.items()}
 
     def _look(self, rows: list[dict], light=None) -> dict:
         """Pictures of one size as the vision tower wants them, and of each of their R regions: its picture int64[R], the share of it in
@@ -207,11 +213,12 @@ def _overlap(start: int, length: int, of: int, cells: int) -> np.ndarray:
     return np.clip(np.minimum(edges[1:], start + length) - np.maximum(edges[:-1], start), 0, None)
 
 
-def _pack(prefix, at, grid, blocks, length, pad) -> dict:
+def _pack(prefix, at, grid, blocks, length, pad, header: int) -> dict:
     """Lay prefix and blocks out in rows of `length`; the module's docstring says what a token sees and where it stands."""
     b, p, cells = len(blocks), len(prefix), grid[0] * grid[1]
     ids = torch.full((b, length), pad)
     labels = torch.full((b, length), IGNORED)
+    read = torch.zeros(b, length, dtype=torch.bool)
     owner = torch.full((b, length), -1)  # 0: the prefix; k: block k; -1: padding
     positions = torch.zeros(3, b, length, dtype=torch.long)
     ids[:, :p], owner[:, :p] = torch.tensor(prefix), 0
@@ -224,11 +231,12 @@ def _pack(prefix, at, grid, blocks, length, pad) -> dict:
             ids[r, c : c + n] = torch.tensor(tokens)
             labels[r, c + n - answer : c + n] = ids[r, c + n - answer : c + n]
             owner[r, c : c + n] = k
+            read[r, c : c + n - answer - header] = True
             positions[:, r, c : c + n] = torch.arange(start, start + n)
             c += n
     see = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])  # keys of the prefix, or of the same block
     mask = (see & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
-    return {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask}
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask, "read": read}
 
 
 def prefix_positions(length: int, at: int, grid: tuple[int, int]) -> torch.Tensor:

@@ -11,8 +11,12 @@ from contextlib import contextmanager
 
 import torch
 
-NAMED_LAYER = 1  # at the end of a thing's name in a question, look at that thing
-ASKED_LAYER = 3  # where the answer begins, look at the region that it is read off
+# Which layer looks where (`Lessons._pointers`); each look but the first finds its region by what the look before it has found.
+LAYERS = {
+    "named": 1,  # from the end of a thing's name in a question: at that thing
+    "asked": 3,  # from where the answer begins: at that thing, or, if none was named, at the region that the answer is read off
+    "stepped": 4,  # from there: at the region that the answer is read off, if it is another one ("What is to the right of the owl?")
+}
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def pointing_loss(batch: dict, pointers: torch.Tensor, query: torch.Tensor, key:
 
     Args:
         batch: a batch of `Lessons`; a token belongs to a region if its share of it is above half of the largest share.
-        pointers: int64[Q, 3], sorted by row: row, position that looks, region (`Lessons.batch`'s "asked" or "named").
+        pointers: int64[Q, 3], sorted by row: row, position that looks, region (`Lessons.batch`'s "named", "asked" or "stepped").
         query, key: float[B, heads, L, d], float[B, key heads, L, d].
     """
     row, at, region = pointers.T.contiguous()

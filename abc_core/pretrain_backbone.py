@@ -13,6 +13,7 @@ import argparse
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,30 +36,58 @@ TEST_IMAGES = 1_600  # scenes of held-out meanings; one in three has a largest c
 
 
 def answer_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Mean cross-entropy over answer tokens, plus `word_loss` of the same visual tokens, plus `pointing_loss` of questions and of names.
+    """Mean cross-entropy over answer tokens, plus `region_loss` twice, `reading_loss`, and `pointing_loss` of each of `pointing.LAYERS`.
 
     Without the words, questions that are learned late find a vision tower that has forgotten what the early ones did not ask for; without
     the pointing, a question finds its card only after thousands of steps. Returns (loss, numbers for the log).
     """
     seen = _seen(model, batch)
-    with pointing.watch(model, pointing.NAMED_LAYER) as named, pointing.watch(model, pointing.ASKED_LAYER) as asked:
-        logits, targets = _answer_logits(model, batch, seen)
-    answers = F.cross_entropy(logits, targets)
-    words, out = _region_loss(model, batch, seen)
-    names, found = pointing.pointing_loss(batch, batch["named"], *named[0])
-    points, hits = pointing.pointing_loss(batch, batch["asked"], *asked[0])
-    out = {"word_loss": words.item(), "word_accuracy": out["accuracy"], "tokens": len(targets)}
-    out |= {"naming_loss": names.item(), "naming": found, "pointing_loss": points.item(), "pointing": hits}
-    return answers + words + names + points, out | {"accuracy": (logits.argmax(-1) == targets).float().mean().item()}
+    with ExitStack() as stack:
+        watched = {name: stack.enter_context(pointing.watch(model, layer)) for name, layer in pointing.LAYERS.items()}
+        hidden = _hidden(model, batch, seen)
+    logits, targets = _answer_logits(model, batch, hidden)
+    visual = torch.stack(list(seen.pooler_output))
+    parts = {
+        "answer": F.cross_entropy(logits, targets),
+        "word": region_loss(model, batch, visual)[0],
+        "last_word": region_loss(model, batch, hidden[:, batch["first_visual"] :][:, : visual.shape[1]])[0],
+        "reading": reading_loss(model, batch, hidden),
+    }
+    out = {"tokens": len(targets), "accuracy": (logits.argmax(-1) == targets).float().mean().item()}
+    for name, heads in watched.items():
+        parts[name], out[name] = pointing.pointing_loss(batch, batch[name], *heads[0])
+    return sum(parts.values()), out | {f"{name}_loss": part.item() for name, part in parts.items()}
 
 
 def word_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
+    """`region_loss` of the vision tower alone: it starts from nothing (Qwen2-VL's was trained before) and has no text to hide behind."""
+    loss, found = region_loss(model, batch, torch.stack(list(_seen(model, batch).pooler_output)))
+    return loss, {"tokens": sum(map(len, batch["words"])), "accuracy": found}
+
+
+def region_loss(model, batch: dict, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Which words does every region show? Cross-entropy of its mean visual token, read through the word embeddings, with its words' tokens.
 
-    A vision tower that starts from nothing needs this first (Qwen2-VL's was a trained image encoder): it has no text to hide behind.
     Regions say where a word belongs, and their places are among the words (as in location-aware captioners).
+
+    Args:
+        tokens: float[B, V, H], the visual tokens as the vision tower gives them, or behind the last layer: the states of a large model
+            decode to the words that they stand for, and embeddings are made of them; a tiny model has to be taught.
+    Returns:
+        (loss, share of the words' tokens that are among the twelve most likely).
     """
-    return _region_loss(model, batch, _seen(model, batch))
+    logits = model.lm_head(torch.einsum("rc,rcd->rd", batch["shares"], tokens[batch["picture"]].float())).float()
+    bags = torch.zeros_like(logits)
+    for row, words in enumerate(batch["words"]):
+        bags[row, list(words)] = 1.0
+    bags /= bags.sum(1, keepdim=True)
+    found = bags.gather(1, logits.topk(12).indices).sum(1).mean().item()
+    return -(bags * logits.log_softmax(-1)).sum(1).mean(), found
+
+
+def reading_loss(model, batch: dict, hidden: torch.Tensor) -> torch.Tensor:
+    """The same for text: behind the last layer, float[B, L, H], a word of a question says itself."""
+    return F.cross_entropy(model.lm_head(hidden[batch["read"]]).float(), batch["input_ids"][batch["read"]])
 
 
 def _seen(model, batch: dict):
@@ -66,27 +95,19 @@ def _seen(model, batch: dict):
     return model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
 
 
-def _answer_logits(model, batch: dict, seen) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32[T, V] and targets int64[T] of a batch's T answer tokens, row by row; no other position gets logits."""
-    hidden = model.model(
+def _hidden(model, batch: dict, seen) -> torch.Tensor:
+    """float[B, L, H] behind the last layer."""
+    return model.model(
         input_ids=batch["input_ids"], attention_mask={"full_attention": batch["mask"]}, position_ids=batch["position_ids"],
         mm_encoder_outputs={"image": seen}, image_grid_thw=batch["image_grid_thw"], use_cache=False,
     ).last_hidden_state  # fmt: skip
+
+
+def _answer_logits(model, batch: dict, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32[T, V] and targets int64[T] of a batch's T answer tokens, row by row; no other position gets logits."""
     targets = batch["labels"][:, 1:]
     keep = targets != IGNORED
     return model.lm_head(hidden[:, :-1][keep]).float(), targets[keep]
-
-
-def _region_loss(model, batch: dict, seen) -> tuple[torch.Tensor, dict]:
-    tokens = torch.stack(list(seen.pooler_output))[batch["picture"]].float()
-    logits = model.lm_head(torch.einsum("rc,rcd->rd", batch["shares"], tokens)).float()
-    bags = torch.zeros_like(logits)
-    for row, words in enumerate(batch["words"]):
-        bags[row, list(words)] = 1.0
-    bags /= bags.sum(1, keepdim=True)
-    loss = -(bags * logits.log_softmax(-1)).sum(1).mean()
-    best = logits.topk(12).indices
-    return loss, {"accuracy": bags.gather(1, best).sum(1).mean().item(), "tokens": int((bags > 0).sum())}
 
 
 # Each stretch is long enough for its questions to be learned; exact match by kind decides, not the loss.
@@ -118,10 +139,22 @@ CURRICULUM = (
         questions=7, rate=0.2, size=0.5,
     ),
     Stage(
-        10**9, {"single": 0.05, "small": 0.25, "full": 0.7},
+        4200, {"single": 0.05, "small": 0.25, "full": 0.7},
         {"content": 1.5, "place": 1.5, "property": 2, "neighbour": 2.5, "size": 0.4, "look": 0.5, "where": 1, "count": 0.2,
          "content_described": 0.7, "place_described": 0.7, "property_described": 0.7, "neighbour_described": 0.7, "size_described": 0.2},
         questions=7, rate=0.25, size=0.5,
+    ),
+    Stage(
+        5000, {"single": 0.05, "small": 0.35, "full": 0.6},
+        {"content": 1, "place": 1, "property": 1.5, "neighbour": 4, "size": 0.4, "look": 0.4, "where": 0.8, "count": 0.2,
+         "content_described": 0.4, "place_described": 0.4, "property_described": 0.4, "neighbour_described": 1, "size_described": 0.2},
+        questions=8, rate=0.4, size=0.5,
+    ),
+    Stage(
+        10**9, {"single": 0.15, "small": 0.3, "full": 0.55},
+        {"content": 2, "place": 1.5, "property": 2, "neighbour": 2, "size": 0.4, "look": 0.7, "where": 0.8, "count": 0.2,
+         "content_described": 0.7, "place_described": 0.5, "property_described": 0.5, "neighbour_described": 0.5, "size_described": 0.2},
+        questions=6, rate=0.6, size=0.5,
     ),
 )  # fmt: skip
 
@@ -130,7 +163,7 @@ CURRICULUM = (
 class BackboneConfig:
     """Numbers of the generative training; `tokens` is the size of a batch (see `Lessons.batch`)."""
 
-    steps: int = 4200
+    steps: int = 5350
     tokens: int = 10_000
     learning_rate: float = 1.5e-3  # of AdamW
     muon_factor: float = 4.0  # Muon's learning rate is this many times higher; its update of a matrix has 0.2 of AdamW's size
@@ -270,7 +303,7 @@ def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1) -> 
 def _answers_right(model, lessons, record, turns) -> list[bool]:
     """For each asked turn of one picture: is every answer token the most likely one?"""
     batch = lessons.collate([record], [turns], [False])
-    logits, targets = _answer_logits(model, batch, _seen(model, batch))
+    logits, targets = _answer_logits(model, batch, _hidden(model, batch, _seen(model, batch)))
     ok = (logits.argmax(-1) == targets).tolist()
     out = []
     for t in turns:

@@ -210,6 +210,20 @@ def test_the_word_loss_is_lowest_for_a_tower_that_says_the_words_of_each_region(
     assert loss.item() < 0.6 * before and out["accuracy"] > 0.95
 
 
+def test_the_reading_loss_is_lowest_where_every_word_of_a_question_says_itself(model, lessons):
+    record, turns = picture_of(lessons, "content")
+    batch, head = lessons.collate([record, record], [turns, turns[:1]], [False, True]), model.lm_head.weight
+    hidden = torch.zeros(*batch["input_ids"].shape, head.shape[1])
+    chance = pretrain_backbone.reading_loss(model, batch, hidden).item()
+    assert chance == pytest.approx(np.log(len(head)), rel=1e-4)
+    with torch.no_grad():
+        hidden[batch["read"]] = 100 * head[batch["input_ids"][batch["read"]]]
+    assert pretrain_backbone.reading_loss(model, batch, hidden).item() < 0.1
+    for row, asked in ((0, turns), (1, turns[:1])):
+        said = lessons.processor.tokenizer.decode(batch["input_ids"][row][batch["read"][row]])
+        assert said == "".join(prompts.INSTRUCTION * row + record["turns"][t][1] for t in asked)
+
+
 def test_every_answer_is_read_off_the_region_that_it_is_about(lessons):
     looked_at = set()
     for record in lessons.records:
@@ -225,19 +239,27 @@ def test_every_answer_is_read_off_the_region_that_it_is_about(lessons):
     assert looked_at >= {"content", "place", "look", "property", "where", "neighbour", "size", "neighbour_described"}
 
 
-def test_what_is_asked_is_where_an_answer_begins(lessons):
+def test_what_is_asked_is_where_an_answer_begins_and_looks_first_at_what_the_question_names(lessons):
     record, turns = picture_of(lessons, "count")
     other, others = picture_of(lessons, "neighbour")
     batch = lessons.collate([record, record, other], [turns, turns[:2], others], [False, True, False])
     want = [(row, r, t) for row, (r, ts) in enumerate([(record, turns), (record, turns[:2]), (other, others)]) for t in ts]
     want = [(row, r, t) for row, r, t in want if r["kinds"][t] != "count"]
     assert len(batch["asked"]) == len(want)
+    stepped = {(row, at): region for row, at, region in batch["stepped"].tolist()}
+    assert len(stepped) == len(batch["stepped"]) and stepped
     for (row, at, region), (wanted, r, t) in zip(batch["asked"].tolist(), want):
-        *_, answer, number = r["turns"][t]
+        kind, question, answer, number = r["turns"][t]
+        first = batch["picture"].tolist().index(row)
+        assert (row == wanted == batch["picture"][region].item()) and batch["labels"][row, at].item() == IGNORED
         ids = lessons.ids(answer)
-        assert row == wanted and batch["labels"][row, at].item() == IGNORED
         assert batch["labels"][row, at + 1 : at + 1 + len(ids)].tolist() == ids
-        assert batch["picture"][region].item() == row and region == batch["picture"].tolist().index(row) + number
+        if kind.startswith("neighbour"):
+            assert f"the {r['regions'][region - first][4]}" in question
+            assert stepped.pop((row, at)) == first + number != region
+        else:
+            assert region == first + number
+    assert not stepped
 
 
 def test_what_is_named_is_where_a_name_ends(lessons):
