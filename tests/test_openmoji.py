@@ -198,7 +198,7 @@ def test_training_parts_show_training_meanings_and_test_parts_held_out_ones(part
     pool = pools(SMALL)
     for part, folder in parts.items():
         shown = meanings_in(part, folder)
-        assert len(shown) > 20
+        assert len(shown) > 12  # a picture of pairs comes with its twins
         assert shown <= set(pool.train if part in TRAINED else pool.held_out), part
     assert {*TRAINED, *HELD} == set(parts)
 
@@ -419,6 +419,37 @@ def test_hard_scenes_are_there_on_purpose():
     assert siblings and all({c.meaning for c in a.cards} & {c.meaning for c in b.cards} for a, b in siblings), "no scenes share objects"
 
 
+def test_every_fourth_pair_has_twins_that_differ_in_one_thing_that_their_captions_say(parts):
+    parted = Counter()
+    for part in ("cc", "cc_val", "cc_ood"):
+        rows = truth_of(parts[part])
+        for first, row in ((rows[i - i % 4], row) for i, row in enumerate(rows) if i % 4):
+            changed = [(tuple(a), tuple(b)) for a, b in zip(first["shows"], row["shows"], strict=True) if a != b]
+            assert len(changed) == 1
+            was, now = changed[0]
+            assert sum(a != b for a, b in zip(was, now)) == 1 and list(was) in first["claims"] and list(now) in row["claims"]
+            parted[next(k for k in range(3) if was[k] != now[k])] += 1
+        for start in range(0, len(rows) - 2, 4):
+            shapes = [{m[2] for a, m in zip(rows[start]["shows"], row["shows"]) if a != m} for row in rows[start + 1 : start + 3]]
+            assert len(shapes[0] | shapes[1]) == 2
+    assert all(parted[k] for k in range(3)) and parted[2] == pytest.approx(2 * (parted[0] + parted[1]), rel=0.2)
+
+
+def test_pairs_and_regions_say_equal_things_in_equal_words(parts):
+    words_of = {}
+    for part in ("cc", "cc_val", "cc_ood"):
+        for pair, row in zip(read_pairs(parts[part])[0], truth_of(parts[part])):
+            assert words_of.setdefault(json.dumps(row["claims"]), pair.caption) == pair.caption
+    wordings = {}
+    for part in ("vg", "vg_test"):
+        for image, row in zip(read_genome(parts[part])[0], truth_of(parts[part])):
+            captions = {str(r.region_id): r.caption for r in image.regions}
+            for region, meaning in row["regions"].items():
+                assert captions[region] == words.caption(tuple(meaning))
+                wordings.setdefault(captions[region].replace(meaning[0], "").replace(meaning[1], ""), meaning)
+    assert len(wordings) > len(words.CAPTIONS)
+
+
 # --- words ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -440,6 +471,7 @@ def test_places_are_called_as_people_call_them():
 def test_captions_use_the_right_article_and_join_as_english_does():
     assert words.caption(("owl", "red", "disc"), 0) == "an owl on a red disc"
     assert words.caption(("unicorn", "orange", "card"), 2) == "an orange card with a unicorn on it"
+    assert [words.article(n) for n in ("ewe", "euro banknote", "umbrella", "ufo")] == ["a ewe", "a euro banknote", "an umbrella", "a ufo"]
     assert words.join(["a"]) == "a" and words.join(["a", "b"]) == "a and b" and words.join(["a", "b", "c"]) == "a, b and c"
     assert words.neighbour("owl", (0, -1)) == "to the left of the owl" and words.neighbour("owl", (1, 0)) == "below the owl"
 

@@ -95,10 +95,7 @@ def regions(scene: Scene) -> list[tuple[tuple[int, int, int, int], str, Card | N
         ((0, 0, w // 2, h), f"{_things(left)} on the left"),
         ((0, h // 2, w, h - h // 2), f"{_things(lower)} at the bottom"),
     ]
-    wording = np.random.default_rng(scene.seed).integers(len(words.CAPTIONS), size=len(scene.cards))
-    return [(box, phrase, None) for box, phrase in large] + [
-        (c.box, words.caption(c.meaning, int(k)), c) for c, k in zip(scene.cards, wording)
-    ]
+    return [(box, phrase, None) for box, phrase in large] + [(c.box, words.caption(c.meaning), c) for c in scene.cards]
 
 
 def _things(cards: list[Card]) -> str:

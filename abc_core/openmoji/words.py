@@ -5,6 +5,8 @@ split: `TRAIN` templates are used by every training set, `HELD_OUT` templates on
 in new sentences, so that a failure is one of phrasing, not of vocabulary (a test checks both).
 """
 
+import hashlib
+
 COLOURS = {
     "red": (222, 45, 48), "orange": (250, 146, 36), "yellow": (250, 220, 60), "green": (66, 168, 74), "turquoise": (60, 200, 196),
     "blue": (52, 96, 214), "purple": (140, 70, 178), "pink": (250, 150, 196), "brown": (140, 92, 56), "white": (250, 250, 248),
@@ -78,13 +80,20 @@ SYNONYMS = {"top": ("top", "upper"), "bottom": ("bottom", "lower"), "middle": ("
 
 def article(noun: str) -> str:
     """"owl" -> "an owl"."""
-    return ("an " if noun[0] in "aeiou" and not noun.startswith(("uni", "ufo")) else "a ") + noun
+    return ("an " if noun[0] in "aeiou" and not noun.startswith(("eu", "ewe", "ufo", "uni")) else "a ") + noun
 
 
-def caption(meaning: tuple[str, str, str], wording: int) -> str:
-    """The caption of one region: ("owl", "red", "disc"), 0 -> "an owl on a red disc"."""
+def caption(meaning: tuple[str, str, str], wording: int | None = None) -> str:
+    """The caption of one region: ("owl", "red", "disc"), 0 -> "an owl on a red disc"; without a number in the meaning's own wording."""
     obj, colour, shape = meaning
-    return CAPTIONS[wording % len(CAPTIONS)].format(an_obj=article(obj), a_card=article(f"{colour} {shape}"))
+    number = own_number([meaning]) if wording is None else wording
+    return CAPTIONS[number % len(CAPTIONS)].format(an_obj=article(obj), a_card=article(f"{colour} {shape}"))
+
+
+def own_number(meanings: list[tuple[str, str, str]]) -> int:
+    """A number that meanings always have, whatever their shapes: what is equal is said in equal words, so that duplicates can be told."""
+    said = "/".join(f"{obj} {colour}" for obj, colour, _ in meanings)
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 
 def join(parts: list[str]) -> str:

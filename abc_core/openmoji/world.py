@@ -19,8 +19,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from abc_core.openmoji.questions import REGION_KINDS, questions
 from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
 from abc_core.runlog import fingerprint
 
-VERSION = 5  # part of the fingerprint; raise it when a drawing or a wording changes
+VERSION = 6  # part of the fingerprint; raise it when a drawing or a wording changes
 HELD_OUT_COLOURS = 4
 FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
 SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
@@ -109,12 +110,32 @@ def _dealt(rng: np.random.Generator, pool: list[Meaning], n: int) -> Iterator[Sc
         yield sample_scene(rng, [deck.pop() for _ in range(wanted)], grid, 56)
 
 
-def _scene_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[Meaning]]:
-    """A caption of one to three cards of the scene, and the meanings that it claims."""
-    chosen = rng.permutation(len(scene.cards))[: int(rng.integers(1, 4))]
-    meanings = [scene.cards[i].meaning for i in sorted(chosen.tolist())]
-    parts = [words.caption(m, int(rng.integers(len(words.CAPTIONS)))) for m in meanings]
-    return words.OPENINGS[rng.integers(len(words.OPENINGS))] + words.join(parts), meanings
+def _with_twins(rng: np.random.Generator, scenes: Iterator[Scene], pool: list[Meaning]) -> Iterator[tuple[Scene, list[int]]]:
+    """Each scene with the cards that its caption will name, one or two, then its twins, painted anew, in which one of these cards differs:
+
+    it has either of the other shapes, and, in a third twin, another object or another colour. No random negative asks a model to see that.
+    """
+    known, things = set(pool), sorted({m[0] for m in pool})
+    for scene in scenes:
+        named = _some_cards(scene, rng, 2)
+        yield scene, named
+        k = named[rng.integers(len(named))]
+        obj, colour, shape = scene.cards[k].meaning
+        others = [(o, colour, shape) for o in things] if rng.random() < 0.5 else [(obj, c, shape) for c in words.COLOURS]
+        others = [m for m in others if m in known and m != scene.cards[k].meaning]
+        for other in [*((obj, colour, s) for s in words.SHAPES if s != shape), others[rng.integers(len(others))]]:
+            cards = [replace(c, meaning=other) if i == k else c for i, c in enumerate(scene.cards)]
+            yield replace(scene, cards=tuple(cards), seed=int(rng.integers(2**31))), named
+
+
+def _some_cards(scene: Scene, rng: np.random.Generator, most: int = 3) -> list[int]:
+    """One to `most` cards of a scene, in order."""
+    return sorted(rng.permutation(len(scene.cards))[: int(rng.integers(1, most + 1))].tolist())
+
+
+def _caption(meanings: list[Meaning], opening: int, wordings: list[int | None]) -> str:
+    """A caption of several cards."""
+    return words.OPENINGS[opening % len(words.OPENINGS)] + words.join([words.caption(m, k) for m, k in zip(meanings, wordings)])
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------------
@@ -180,11 +201,13 @@ def _conversations(path: Path, count: int, world: World, mix: dict, held_out: bo
 
 def _pairs(path: Path, count: int, world: World, looks: dict, held_out: bool) -> None:
     rng, pool = _stream(world, path), pools(world)
-    scenes = list(_scenes(rng, pool.held_out if held_out else pool.train, count, PHOTO, tuple(looks)))
-    _paint(path, scenes, world, "images/{:06d}.jpg")
-    captions = [_scene_caption(s, rng) for s in scenes]
-    (path / "Train_GCC-training.tsv").write_text("".join(f"{c}\timages/{i:06d}.jpg\n" for i, (c, _) in enumerate(captions)))
-    _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": m} for s, (_, m) in zip(scenes, captions)))
+    meanings = pool.held_out if held_out else pool.train
+    drawn = list(islice(_with_twins(rng, _scenes(rng, meanings, count, PHOTO, tuple(looks)), meanings), count))
+    _paint(path, [scene for scene, _ in drawn], world, "images/{:06d}.jpg")
+    claims = [[scene.cards[i].meaning for i in named] for scene, named in drawn]
+    captions = [_caption(m, words.own_number(m), [None] * len(m)) for m in claims]
+    (path / "Train_GCC-training.tsv").write_text("".join(f"{c}\timages/{i:06d}.jpg\n" for i, c in enumerate(captions)))
+    _lines(path / "truth.jsonl", ({"shows": _meanings(scene), "claims": m} for (scene, _), m in zip(drawn, claims)))
 
 
 def _regions(path: Path, count: int, world: World, held_out: bool) -> None:
@@ -198,10 +221,11 @@ def _retrieval(path: Path, count: int, world: World) -> None:
     rng, pool = _stream(world, path), pools(world)
     scenes = list(_scenes(rng, pool.held_out, count, PHOTO))
     _paint(path, scenes, world, "images/{:06d}.jpg")
-    captions = [[_scene_caption(s, rng) for _ in range(5)] for s in scenes]
+    claims = [[[scene.cards[i].meaning for i in _some_cards(scene, rng)] for _ in range(5)] for scene in scenes]
+    captions = [[_caption(m, int(rng.integers(2**16)), rng.integers(2**16, size=len(m)).tolist()) for m in five] for five in claims]
     images = [_karpathy(i, c) for i, c in enumerate(captions)]
     (path / "dataset_openmoji.json").write_text(json.dumps({"images": images, "dataset": "openmoji"}))
-    _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": [m for _, m in c]} for s, c in zip(scenes, captions)))
+    _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": five} for s, five in zip(scenes, claims)))
 
 
 # Part -> function(path, count, world) that writes it; the table in the module's docstring says what each is for.
@@ -286,9 +310,9 @@ def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out:
     _lines(path / "truth.jsonl", truth)
 
 
-def _karpathy(i: int, captions: list) -> dict:
+def _karpathy(i: int, captions: list[str]) -> dict:
     """One image record of a Karpathy split, in its test part."""
-    sentences = [{"tokens": c.split(), "raw": c, "imgid": i, "sentid": 5 * i + k} for k, (c, _) in enumerate(captions)]
+    sentences = [{"tokens": c.split(), "raw": c, "imgid": i, "sentid": 5 * i + k} for k, c in enumerate(captions)]
     picture = {"filename": f"{i:06d}.jpg", "filepath": "images", "imgid": i, "split": "test"}
     return picture | {"sentids": [s["sentid"] for s in sentences], "sentences": sentences}
 
