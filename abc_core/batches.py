@@ -96,9 +96,16 @@ class InstructBatches:
         return caption_ids(sorted(self.bank_rows, key=self.bank_rows.get))
 
     def __call__(self, step: int) -> Batch:
-        chosen = share(positions(step, self.config.images, len(self.groups), self.config.seed), *rank_and_count())
-        groups = [self.groups[g] for g in chosen]
+        everyones = [self.groups[g] for g in positions(step, self.config.images, len(self.groups), self.config.seed)]
+        own = np.array([self.bank_rows[r.caption] for g in everyones for r in g])
+        candidates = np.concatenate([own[:, None], self._others(step, own)], axis=1)
+        rows = share(candidates, *rank_and_count()).ravel()
+        groups = share(everyones, *rank_and_count())
         images = [open_image(g[0].image) for g in groups]
-        rows = np.array([self.bank_rows[r.caption] for g in groups for r in g])
-        ids = torch.from_numpy(self.bank_ids[rows])
-        return Batch(images, [[r.instruction for r in g] for g in groups], torch.from_numpy(rows), ids)
+        return Batch(images, [[r.instruction for r in g] for g in groups], torch.from_numpy(rows), torch.from_numpy(self.bank_ids[rows]))
+
+    def _others(self, step: int, own: np.ndarray) -> np.ndarray:
+        """int64[B, K]: rows of the bank that are nobody's own, each once for all queries; fewer if the bank has no more."""
+        rest = np.setdiff1d(np.arange(len(self.bank_rows)), own)
+        each = min(self.config.negatives, len(rest) // len(own))
+        return np.random.default_rng([self.config.seed, step, 2]).permutation(rest)[: each * len(own)].reshape(len(own), each)

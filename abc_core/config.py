@@ -141,12 +141,13 @@ class PretrainConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructConfig(StageConfig):
-    """Stage 2: `images` × `instructions_per_image` queries a batch, in-batch negatives only (Sec. 3.2)."""
+    """Stage 2: `images` × `instructions_per_image` queries a batch (Sec. 3.2)."""
 
     steps: int = within(COUNT, 100)  # Sec. 4
     lora: LoraConfig = LoraConfig(16, 32)  # Sec. 4, language model alone
     images: int = within(COUNT, 128)  # Sec. 4, "128 unique images"
     instructions_per_image: int = within(COUNT, 4)  # Sec. 4, "each image appearing four times"
+    negatives: int = within("[0, inf)", 0)  # further captions of the frozen bank for each query; Sec. 3.2: in-batch negatives only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,15 +41,17 @@ def pretrain_step(embedder, batch: Batch, config, rows: Rows | None = None) -> t
 
 
 def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, dict]:
-    """Equation 2 over instructed pictures and their frozen captions; τ is frozen, in-batch negatives only.
+    """Equation 2 over instructed pictures and their frozen captions; τ is frozen.
 
-    The captions of `bank`, float[M, D], were embedded once by the stage-1 model; a picture's visual tokens are computed once for all its
-    instructions. **Authors' code:** both towers run at every step, the vision tower once per instruction; the numbers are the same.
+    The captions of `bank`, float[M, D], were embedded once by the stage-1 model, so those of other pictures may serve as further
+    negatives (`InstructConfig.negatives`) for the price of a product; a picture's visual tokens are computed once for all its instructions.
+    **Authors' code:** both towers run at every step, the vision tower once per instruction; the numbers are the same.
     """
     rows = rows or Rows()
     q_emb, seen = rows(partial(_encode_instructed, embedder), batch.images, batch.instructions)  # B = images · instructions, D
-    c_emb, ids = gather(bank[batch.candidates]), gather(batch.candidate_ids)  # B, D
-    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicate_mask(ids, ids), label_smoothing=config.label_smoothing)
+    c_emb, ids = gather(bank[batch.candidates]), gather(batch.candidate_ids)  # B·(1+K), D
+    duplicates = duplicate_mask(ids[:: len(c_emb) // len(q_emb)], ids)
+    loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
     return loss, out | seen
 
 

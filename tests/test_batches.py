@@ -73,12 +73,34 @@ def test_fewer_negatives_than_the_config_wants_are_refused(world):
 
 def test_all_instructions_of_a_picture_are_in_one_batch(world):
     _, batches, _, config = made(world, "instruct")
-    batch, groups = batches(2), positions(2, 3, 10, config.seed)
-    assert batch.instructions == [QUESTIONS[:2]] * 3
+    batch, groups = batches(2), positions(2, 2, 10, config.seed)
+    assert batch.instructions == [QUESTIONS[:2]] * 2
     captions = [CAPTIONS[(g + q) % 10] for g in groups for q in range(2)]
     assert [sorted(set(CAPTIONS))[i] for i in batch.candidates] == captions
     with pytest.raises(ValueError, match=r"0\.png has 2 instructions; the config wants 4 of each picture"):
         InstructBatches(batches.groups, batches.bank_rows, small_config("instruct", instructions_per_image=4))
+
+
+def test_further_captions_of_the_bank_come_once_and_are_nobodys_own(world):
+    _, batches, _, _ = made(world, "instruct")
+    drawn = set()
+    for step in range(4):
+        config = small_config("instruct", negatives=1)
+        batch = InstructBatches(batches.groups, batches.bank_rows, config)(step)
+        rows = batch.candidates.reshape(4, 2)
+        plain = batches(step)
+        assert torch.equal(rows[:, 0], plain.candidates) and batch.instructions == plain.instructions
+        others = rows[:, 1].tolist()
+        assert len(set(others)) == 4 and not set(others) & set(rows[:, 0].tolist())
+        drawn.add(tuple(others))
+    assert len(drawn) > 1
+    greedy = InstructBatches(batches.groups, batches.bank_rows, small_config("instruct", negatives=99))(0)
+    assert len(greedy.candidates) == 4 + (len(batches.bank_rows) - len(set(plain_rows(greedy)))) // 4 * 4
+
+
+def plain_rows(batch) -> list:
+    """The queries' own rows of the bank."""
+    return batch.candidates.reshape(sum(map(len, batch.instructions)), -1)[:, 0].tolist()
 
 
 def test_captions_of_the_bank_that_differ_in_case_or_white_space_alone_are_equal(world):
