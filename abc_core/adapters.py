@@ -51,6 +51,9 @@ def add_lora(embedder, stage: str, rank: int, alpha: int, dropout: float = 0.0, 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, embedder.model, adapter_name=stage)
+    for name, parameter in embedder.named_parameters():
+        if _of(stage, name):
+            parameter.data = parameter.data.float()  # peft takes the backbone's type; small updates would be lost in bfloat16
     embedder.lora[stage] = {"rank": rank, "alpha": alpha, "dropout": dropout}
     freeze_but(embedder, stage)
     embedder.eval()  # peft adds its dropout in training mode; an embedding must not depend on it

@@ -41,7 +41,8 @@ class Work(NamedTuple):
 class PretrainJob:
     """Stage 1: pictures and captions of the folder `pairs`; with `mined`, the pairs and negatives of that file instead of all pairs.
 
-    `validation` names folders of pairs; `validation_pairs` of each are embedded. `name` is the first part of the run's folder.
+    `validation` names folders of pairs; `validation_pairs` of each are embedded. `weights` is the type of the frozen backbone's numbers,
+    "float32" or "bfloat16". `name` is the first part of the run's folder.
     """
 
     config: PretrainConfig
@@ -50,6 +51,7 @@ class PretrainJob:
     mined: str | None = None
     validation: dict = field(default_factory=dict)
     validation_pairs: int = 800  # App. C
+    weights: str = "float32"
     name: str = "pretrain"
 
     def open(self, lock: bool = True) -> runlog.Run:
@@ -57,7 +59,7 @@ class PretrainJob:
         inputs = {"backbone": runlog.fingerprint(_path(self.backbone)), "pairs": runlog.fingerprint(_path(self.pairs) / CAPTIONS_TSV)}
         if self.mined is not None:
             inputs["mined"] = runlog.fingerprint(_path(self.mined))
-        return runlog.open_run(self.name, self.config, inputs, lock)
+        return runlog.open_run(self.name, self.config, inputs | {"weights": self.weights}, lock)
 
     def build(self, folder: Path) -> Work:
         """Read the data and make the embedder; nothing is written into the run's `folder`."""
@@ -67,7 +69,7 @@ class PretrainJob:
         else:
             mined, _ = read_mined(_path(self.mined), _path(self.pairs))
             pairs, captions, negatives = mined.queries, mined.captions, mined.padded(self.config.negatives)
-        embedder = Embedder.from_backbone(_path(self.backbone))
+        embedder = Embedder.from_backbone(_path(self.backbone), weights=self.weights)
         adapters.add_lora(embedder, "pretrain", **asdict(self.config.lora), seed=self.config.seed)
         held = {name: read_pairs(_path(folder))[0] for name, folder in self.validation.items()}
         validate = train.validator(held, self.validation_pairs) if held else None

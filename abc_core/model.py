@@ -144,15 +144,21 @@ class Embedder(nn.Module):
         return load_released(cls, *args, **options)
 
     @classmethod
-    def from_backbone(cls, path, min_visual_tokens: int = 4, max_visual_tokens: int = 512, **options) -> "Embedder":
-        """A fresh embedder around the backbone at `path`; without the files of a processor there it takes token ids alone."""
-        model, processor = load_backbone(path)
+    def from_backbone(
+        cls, path, min_visual_tokens: int = 4, max_visual_tokens: int = 512, weights: str = "float32", **options
+    ) -> "Embedder":
+        """A fresh embedder around the backbone at `path`; without the files of a processor there it takes token ids alone.
+
+        `weights` is the type of the backbone's numbers, "float32" or "bfloat16"; what trains is float32 in any case.
+        """
+        model, processor = load_backbone(path, getattr(torch, weights))
         if processor is not None:
             set_visual_tokens(processor, min_visual_tokens, max_visual_tokens)
         embedder = cls(model, processor, **options)
         path = Path(path).resolve()
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        embedder.built = {"backbone": str(path), "min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens, **options}
+        tokens = {"min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens}
+        embedder.built = {"backbone": str(path), "weights": weights, **tokens, **options}
         return embedder
 
     @property
@@ -198,7 +204,7 @@ class Embedder(nn.Module):
                 seen["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
         if self.positions == "as_published":
             seen["position_ids"] = torch.arange(length, device=self.device).expand(3, len(rows), -1)
-        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state  # B, L, H
+        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state.float()  # B, L, H
         if self.pooling == "as_published":
             return (hidden * (ids != 0)[..., None]).sum(1) / length  # B, H
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]  # B, H

@@ -186,6 +186,27 @@ def test_checkpointed_activations_give_the_same_gradients_with_dropout_wherever_
         assert torch.equal(gradient, again[name]) and torch.equal(gradient, elsewhere[name]), name
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_backbone_in_bfloat16_trains_in_float32_and_comes_back_as_it_was(family, tmp_path):
+    folder, found = tiny.save(family, tmp_path / "backbone"), {}
+    for weights in ("float32", "bfloat16"):
+        made = Embedder.from_backbone(folder, min_visual_tokens=4, max_visual_tokens=64, weights=weights)
+        adapters.add_lora(made, "pretrain", rank=4, alpha=4)
+        tiny.randomise_trained(made)
+        assert {p.dtype for p in made.parameters() if p.requires_grad} == {torch.float32}
+        assert {p.dtype for p in made.parameters() if not p.requires_grad} == {getattr(torch, weights)}
+        tiny.step_of("pretrain", made).backward()
+        gradient = torch.cat([p.grad.flatten() for p in made.parameters() if p.requires_grad])
+        vectors = made.embed(images=tiny.pictures(2))
+        adapters.save_embedder(made, tmp_path / "out.safetensors")
+        again = Embedder.load(tmp_path / "out.safetensors")
+        assert again.model.dtype == made.model.dtype and (again.embed(images=tiny.pictures(2)) == vectors).all()
+        found[weights] = gradient, vectors
+    (exact, vectors), (rounded, near) = found.values()
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.95 and not torch.equal(exact, rounded)
+    close(near, vectors, 0.05)
+
+
 def test_the_switch_restores_state_and_gradient_flags_also_when_the_block_raises():
     made = tiny.with_lora("qwen2_vl", "instruct")
     layers = [m for m in made.model.modules() if hasattr(m, "lora_A")]
