@@ -1,4 +1,4 @@
-# make reproduce · test · smoke · lab · backbone · bench · check-style. Each sets up .venv first if it is missing or stale.
+# make reproduce · test · smoke · rehearse · lab · backbone · bench · check-style. Each sets up .venv first if it is missing or stale.
 
 PYTHON ?= python3
 PROFILE ?= default
@@ -15,13 +15,16 @@ READY := .venv/.ready-$(shell (echo "$(CURDIR)"; cat pyproject.toml requirements
 NEW_ENOUGH := -c "import sys; sys.exit(sys.version_info < (3, 11))"
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: reproduce test smoke lab backbone bench check-style
+.PHONY: reproduce test smoke rehearse lab backbone bench check-style
 
 reproduce: $(READY)
 	ABC_PROFILE=$(PROFILE) $(VENV) -m doit
 
 smoke: $(READY)
 	ABC_PROFILE=smoke $(VENV) -m doit
+
+rehearse: $(READY)
+	ABC_PROFILE=rehearse $(VENV) -m doit
 
 test: check-style
 	$(VENV) -m pytest -q

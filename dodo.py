@@ -7,6 +7,7 @@ The parameters of all notebooks are checked before the first one starts. Each pr
 import os
 
 from doit.exceptions import InvalidDodoFile, TaskFailed
+from doit.tools import config_changed
 
 from abc_core import notebooks, paths
 
@@ -21,15 +22,15 @@ def task_notebook():
     before = []
     for notebook in notebooks.find():
         try:
-            notebooks.parameters(notebook, PROFILE)
+            values = notebooks.parameters(notebook, PROFILE)
         except ValueError as error:
             raise InvalidDodoFile(str(error)) from error
-        params = notebooks.params_file(notebook, PROFILE)
         output = notebooks.executed(notebook, PROFILE)
         yield {
             "name": notebook.stem,
             "actions": [(run, [notebook])],
-            "file_dep": [str(p) for p in (notebook, *[params] * params.exists(), *sorted(shared), *before)],
+            "file_dep": [str(p) for p in (notebook, *sorted(shared), *before)],
+            "uptodate": [config_changed(values)],
             "targets": [str(output)],
         }
         before = [output]

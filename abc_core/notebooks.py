@@ -65,6 +65,8 @@ def literals(notebook: Path) -> dict[str, Any]:
 def parameters(notebook: Path, profile: str) -> dict[str, Any]:
     """What is injected into a notebook: the profile's overrides, if any, and the profile's name.
 
+    A profile's file may name another profile as its `base`, whose numbers it then changes ("rehearse" is "a100" with a tiny model).
+
     Raises:
         ValueError: an unknown profile or parameter, or a value whose type is not that of the notebook's literal.
     """
@@ -78,6 +80,9 @@ def parameters(notebook: Path, profile: str) -> dict[str, Any]:
         raise ValueError(f"{source} is not YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{source} holds {describe(given)}; it must be a list of lines `name: value`")
+    base = given.pop("base", None)
+    if base == profile:
+        raise ValueError(f"{source}: base = {base!r} is the profile itself")
     known = literals(notebook)
     for name, value in ({"profile": profile} | given).items():
         if name not in known:
@@ -86,7 +91,7 @@ def parameters(notebook: Path, profile: str) -> dict[str, Any]:
             raise ValueError(f"{source}: {name} = {describe(value)}; the notebook's own value is {describe(known[name])}")
     if given.get("profile", profile) != profile:
         raise ValueError(f"{source}: profile = {given['profile']!r}, but its folder says {profile!r}")
-    return given | {"profile": profile}
+    return ({} if base is None else parameters(notebook, base)) | given | {"profile": profile}
 
 
 def _alike(value: Any, default: Any) -> bool:

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ from doit.cmd_base import ModuleTaskLoader
 from doit.doit_cmd import DoitMain
 
 from abc_core import notebooks, paths
+from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
 
 kernel = pytest.mark.allow_hosts(["127.0.0.1"])  # Jupyter talks to its kernel over the loopback interface
 PARAMETERS = 'profile = "default"\nsteps = 100  # how many\nrate = 0.5\nnames = ["a", "b"]\nlimit = None\nfast = False'
@@ -63,9 +65,19 @@ def test_a_profile_lays_its_numbers_over_the_notebooks(root):
     assert notebooks.parameters(notebook, "default") == {"profile": "default"}
 
 
+def test_a_profile_may_change_numbers_of_another_one(root):
+    notebook = override(root, "steps: 3\nrate: 2.5\n", "a100")
+    override(root, "base: a100\nsteps: 1\n", "rehearse")
+    assert notebooks.parameters(notebook, "rehearse") == {"steps": 1, "rate": 2.5, "profile": "rehearse"}
+    override(root, "base: a10\n", "rehearse")
+    with pytest.raises(ValueError, match="unknown profile 'a10'; known are a100, default, rehearse"):
+        notebooks.parameters(notebook, "rehearse")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("base: smoke", r"00_small\.yaml: base = 'smoke' is the profile itself"),
         ("stepz: 3", r"00_small\.yaml: 00_small\.ipynb has no parameter 'stepz'; it has profile, steps, rate, names, limit, fast"),
         ("rate: 1e-4", r"00_small\.yaml: rate = '1e-4' is of type str .*1\.0e-4.* own value is 0\.5 is of type float"),
         ("steps: 2.5", r"steps = 2\.5 is of type float"),
@@ -176,6 +188,8 @@ def test_an_edit_of_a_parameter_runs_the_notebook_again_and_other_profiles_not(r
     override(root, "steps: 3")
     assert doit("smoke") == (0, ["00_small"])
     assert doit("default") == (0, ["00_small"])
+    override(root, "# a remark\nsteps: 3")
+    assert doit("smoke") == (0, [])
     override(root, "steps: 4")
     assert doit("smoke") == (0, ["00_small"])
     assert doit("default") == (0, [])
@@ -210,6 +224,26 @@ def test_a_notebook_follows_the_contract(notebook):
             assert len(cell.source.splitlines()) <= 25, f"cell {number} is longer than 25 lines"
             assert not any(line.lstrip().startswith(("!", "%")) for line in cell.source.splitlines()), f"cell {number} leaves Python"
             ast.parse(cell.source)
+
+
+@pytest.mark.parametrize("profile", ["a100", "gpu1"])
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_profiles_of_the_paper_have_a_file_for_every_notebook_and_the_papers_numbers(notebook, profile):
+    assert notebooks.params_file(notebook, profile).exists()
+    values = notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
+    papers = {
+        "01_mining": [MiningConfig(), PretrainConfig(steps=1000, queries=256)],
+        "02_pretraining": [PretrainConfig()],
+        "03_instruction_tuning": [InstructConfig()],
+    }.get(notebook.stem, [])
+    for config in papers:
+        numbers = asdict(config)
+        lora = numbers.pop("lora", {})
+        numbers |= {f"lora_{k}": lora[k] for k in lora}
+        theirs = {k: v for k, v in numbers.items() if k in values and k not in ("chunk", "activation_checkpointing", "validate_every")}
+        assert {k: values[k] for k in theirs} == theirs and len(theirs) > 2
+    if papers and profile == "gpu1":
+        assert values["chunk"] is not None and values["processes"] == 1
 
 
 @pytest.mark.parametrize("path", sorted((paths.ROOT / "params").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
