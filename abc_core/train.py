@@ -279,7 +279,7 @@ def validator(sets: dict[str, list], count: int = 800):
 def stage2_flops(embedder, batch: Batch, config, bank: torch.Tensor, captions: list[str]) -> tuple[int, int]:
     """Floating-point operations of one real stage-2 step: with the bank and shared visual tokens, and as the authors' code is built.
 
-    Theirs embeds the captions at every step (without gradient, adapter off) and runs the vision tower once per instruction.
+    Theirs embeds the queries' own captions at every step (without gradient, adapter off) and runs the vision tower once per instruction.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -289,11 +289,14 @@ def stage2_flops(embedder, batch: Batch, config, bank: torch.Tensor, captions: l
         embedder.zero_grad(set_to_none=True)
         return counter.get_total_flops()
 
+    queries = sum(map(len, batch.instructions))
+    own, ids = (column.reshape(queries, -1)[:, 0] for column in (batch.candidates, batch.candidate_ids))  # without further negatives
+
     def theirs():
         with torch.no_grad(), adapters.instructed(embedder.model, False):
-            embedder.encode_texts([captions[i] for i in batch.candidates])
+            embedder.encode_texts([captions[i] for i in own])
         images = [image for image, texts in zip(batch.images, batch.instructions) for _ in texts]
-        alone = Batch(images, [[t] for texts in batch.instructions for t in texts], batch.candidates, batch.candidate_ids)
+        alone = Batch(images, [[t] for texts in batch.instructions for t in texts], own, ids)
         instruct_step(embedder, alone, config, bank)[0].backward()
 
     return count(lambda: instruct_step(embedder, batch, config, bank)[0].backward()), count(theirs)

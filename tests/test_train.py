@@ -371,3 +371,5 @@ def test_the_bank_and_shared_visual_tokens_save_what_they_should(world):
     once = [texts[:1] for texts in batch.instructions]
     ours_1, theirs_1 = alone(instructions=once, candidates=batch.candidates[::3], candidate_ids=batch.candidate_ids[::3])
     assert theirs / ours > theirs_1 / ours_1 > 1  # with one instruction only the captions are saved
+    more = alone(candidates=batch.candidates.repeat_interleave(2), candidate_ids=batch.candidate_ids.repeat_interleave(2))
+    assert more[1] == theirs and more[0] > ours  # further negatives are none of theirs
