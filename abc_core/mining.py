@@ -1,8 +1,9 @@
 """Hard negatives mined by the model itself (Sec. 3.2): almost right captions for every picture, none of them too right.
 
 Steps: (1) `mine` keeps, per query, the candidates whose similarity is at most ε times that of its positive, and of those the `pool` (100)
-most similar: threshold first, then top-100; (2) it draws `negatives` (7) of the pool at random, seeded per query; (3) `random_negatives`
-and `similarities` give the comparison; (4) `audit` measures, where the truth is known, how many "negatives" are true of the picture.
+most similar, each text once: threshold first, then top-100; (2) it draws `negatives` (7) of the pool at random, seeded per query;
+(3) `random_negatives` and `similarities` give the comparison; (4) `audit` measures, where the truth is known, how many "negatives" are
+true of the picture.
 
 The search is exact and tiled: the embeddings may be memory maps, and what is held besides them does not grow with the corpus.
 
@@ -40,7 +41,8 @@ def mine(q, c, positives, caption_ids, config, first_query: int = 0, device: str
     Args:
         q, c: float[N, D] and float[M, D], unit vectors of pictures and captions, arrays or memory maps.
         positives: int64[N], the row of each query's own caption in `c`.
-        caption_ids: int64[M]; captions that share an id say the same and are never each other's negatives.
+        caption_ids: int64[M]; captions that share an id say the same: they are never each other's negatives, and one of them, the first,
+            stands for all, so that no query is given one negative twice.
         config: numbers with the fields of `config.MiningConfig`: epsilon (None: no threshold), pool, negatives, tile, strata, seed.
         first_query: number of the first row of `q` in the whole set, if `q` is a shard: draws depend on that number alone.
         device: where the tiles are multiplied.
@@ -53,10 +55,11 @@ def mine(q, c, positives, caption_ids, config, first_query: int = 0, device: str
     """
     positives, caption_ids = np.asarray(positives, dtype=np.int64), np.asarray(caption_ids, dtype=np.int64)
     _check(q, c, positives, caption_ids, config)
-    parts = []
+    parts, stands = [], np.zeros(len(c), dtype=bool)
+    stands[np.unique(caption_ids, return_index=True)[1]] = True
     for rows in _tiles(len(q), config.tile):
         own = positives[rows]
-        keys, positive_scores = _search(_read(q, rows, "query", device), c, own, caption_ids, config, device)
+        keys, positive_scores = _search(_read(q, rows, "query", device), c, own, caption_ids, stands, config, device)
         indices, scores = _decode(keys)
         numbers = np.arange(rows.start, rows.stop) + first_query
         sizes = (indices >= 0).sum(1)
@@ -80,7 +83,7 @@ def threshold(positive_scores: torch.Tensor, epsilon: float | None) -> torch.Ten
     return positive_scores - (1 - epsilon) * positive_scores.abs()
 
 
-def _search(q_emb, c, own, caption_ids, config, device) -> tuple[torch.Tensor, np.ndarray]:
+def _search(q_emb, c, own, caption_ids, stands, config, device) -> tuple[torch.Tensor, np.ndarray]:
     """Keys int64[n, pool] of the best candidates below the threshold, best first, and the positive scores float32[n] of n queries."""
     positive = (q_emb * _read(c, own, "candidate", device)).sum(1).float()
     limit = threshold(positive, config.epsilon)[:, None]
@@ -88,7 +91,8 @@ def _search(q_emb, c, own, caption_ids, config, device) -> tuple[torch.Tensor, n
     best = torch.full((len(q_emb), config.pool), NOTHING, device=device)
     for columns in _tiles(len(c), config.tile):
         scores = (q_emb @ _read(c, columns, "candidate", device).T).float()  # n, tile
-        out = (scores > limit) | (own_ids == torch.from_numpy(caption_ids[columns]).to(device))
+        said, first = (torch.from_numpy(x[columns]).to(device) for x in (caption_ids, stands))
+        out = (scores > limit) | (own_ids == said) | ~first
         keys = _encode(scores.masked_fill_(out, -torch.inf), columns.start)
         best = torch.cat([best, keys], 1).topk(config.pool, dim=1).values
     return best, positive.cpu().numpy()

@@ -37,7 +37,7 @@ def brute_force_pool(q, c, positives, ids, config):
     for n, own in enumerate(positives):
         s = scores[n, own]
         limit = np.float32(s - np.float32(1 - config.epsilon) * abs(s))
-        left = [m for m in range(len(c)) if scores[n, m] <= limit and ids[m] != ids[own]]
+        left = [m for m in range(len(c)) if scores[n, m] <= limit and ids[m] != ids[own] and ids[m] not in ids[:m]]
         out.append(sorted(left, key=lambda m, n=n: (-scores[n, m], m))[: config.pool])
     return out, scores
 
@@ -118,13 +118,13 @@ def test_captions_that_say_the_same_are_excluded():
 
 def test_queries_with_too_few_candidates_are_counted_and_kept():
     q = np.float32([[1, 0], [0, 1], [1, 0]])
-    c = np.float32([[1, 0], [0, 1], [0.9, 0.1], [0.99, 0.2]])
-    mined = mine(q, c, [0, 1, 2], [0, 1, 2, 2], Numbers(epsilon=0.95, pool=3, negatives=3))
-    assert mined.indices.shape == (3, 3)
-    assert mined.pool_sizes.tolist() == [2, 3, 1]
-    assert (mined.indices >= 0).sum(1).tolist() == [2, 3, 1]
+    c = np.float32([[1, 0], [0, 1], [0.9, 0.1], [0.99, 0.2], [0.2, 0.3]])
+    mined = mine(q, c, [0, 1, 2], [0, 1, 2, 2, 3], Numbers(epsilon=0.95, pool=3, negatives=3))
+    assert mined.indices.shape == (3, 3) and 3 not in mined.indices, "row 3 says what row 2 says"
+    assert mined.pool_sizes.tolist() == [3, 3, 2]
+    assert (mined.indices >= 0).sum(1).tolist() == [3, 3, 2]
     assert np.isnan(mined.scores).tolist() == (mined.indices < 0).tolist()
-    assert mined.counts == {"queries": 3, "too_few": 2, "empty": 0, "full_pool": 1}
+    assert mined.counts == {"queries": 3, "too_few": 1, "empty": 0, "full_pool": 2}
 
 
 class Largest(TorchDispatchMode):
