@@ -9,6 +9,7 @@ vg/             Visual Genome regions + instructions.jsonl     stage 2 (training
 vg_test/        the same, held-out meanings and wordings       CtrlBench
 retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
 
+The pairs of cc, cc_val and cc_ood come in fours, a scene and its twins (`_with_twins`).
 All but the first two also have truth.jsonl (which meanings a picture shows, which a caption claims), for audits and the oracle alone.
 
 The split is by meaning: of every family of look-alike glyphs, `HELD_OUT_COLOURS` of the ten colours are held out, with all shapes.
