@@ -54,7 +54,7 @@ class Head(nn.Module):
             nn.init.zeros_(self.linear_layer2.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.linear_layer2(F.selu(self.linear_layer1(x)))
+        return x + self.linear_layer2(F.selu(self.linear_layer1(x.to(self.linear_layer1.weight.dtype))))
 
 
 @dataclass(frozen=True)
