@@ -89,7 +89,7 @@ def count_trained(embedder) -> dict[str, int]:
 
 def has_adapter(model: nn.Module, stage: str) -> bool:
     """Does the model carry the LoRA layers of a stage?"""
-    return any(stage in getattr(m, "lora_A", {}) for m in model.modules())
+    return any(stage in m.lora_A for m in _lora_layers(model))
 
 
 @contextmanager
@@ -119,6 +119,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def _lora_layers(model: nn.Module) -> list:
+    """The modules that carry an adapter of any stage."""
     return [m for m in model.modules() if hasattr(m, "lora_A")]
 
 
