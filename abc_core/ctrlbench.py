@@ -289,16 +289,24 @@ def per_kind(rank: np.ndarray, kinds: Sequence[str]) -> list[dict]:
 # --- 5. examples ----------------------------------------------------------------------------------------------------------------
 
 
-def examples(bench: Benchmark, with_emb, without_emb, c_emb, count: int, top: int, seed: int) -> list[dict]:
-    """Pages for `figures.plot_retrieved`: `count` queries drawn at random, two of each picture, with their `top` captions both ways."""
-    pictures = np.random.default_rng(seed).permutation(np.unique(bench.groups))[: (count + 1) // 2]
-    queries = [q for p in pictures for q in np.flatnonzero(bench.groups == p)[:2]][:count]
+def examples(bench: Benchmark, with_emb, without_emb, c_emb, rank: np.ndarray, quantiles=(0.9, 0.5, 0.1), top: int = 3) -> list[dict]:
+    """Pages for `figures.plot_retrieved`: the pictures at these quantiles of mean reciprocal rank, with two instructions each.
+
+    Args:
+        with_emb, without_emb: float32[Q, d] of the queries with and without their instruction; c_emb: float32[C, d].
+        rank: int[Q], ranks with the instruction. top: captions shown of each.
+    """
+    pictures = np.unique(bench.groups)
+    mrr = np.array([np.mean(1 / (1 + np.asarray(rank)[bench.groups == p])) for p in pictures])
+    order = np.argsort(mrr, kind="stable")
     page = []
-    for q in queries:
-        entry = {"image": open_image(bench.rows[q].image), "instruction": bench.rows[q].instruction}
-        for name, emb in (("with", with_emb), ("without", without_emb)):
-            scores = c_emb @ emb[q]
-            best = np.argsort(-scores, kind="stable")[:top]
-            entry[name] = [(bench.captions[j], float(scores[j]), bool(j == bench.gold[q])) for j in best]
-        page.append(entry)
+    for quantile in quantiles:
+        picture = pictures[order[round(quantile * (len(order) - 1))]]
+        for q in np.flatnonzero(bench.groups == picture)[:2]:
+            entry = {"image": open_image(bench.rows[q].image), "instruction": bench.rows[q].instruction}
+            for name, emb in (("with", with_emb), ("without", without_emb)):
+                scores = c_emb @ emb[q]
+                best = np.argsort(-scores, kind="stable")[:top]
+                entry[name] = [(bench.captions[j], float(scores[j]), bool(j == bench.gold[q])) for j in best]
+            page.append(entry)
     return page

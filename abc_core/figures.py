@@ -62,7 +62,7 @@ def save(fig, name: str, profile: str, rows, footer: str) -> None:
     if table.empty:
         raise ValueError(f"figure {name}: no rows to write beside it")
     with plt.style.context(["default", STYLE]):
-        lines = wrap(f"Profile: {profile} · {footer}", fig.get_figwidth() - 0.15, 6.5)
+        lines = wrap(f"Profile: {profile} · {footer}", fig.get_figwidth() - 0.6, 6.5)
         fig.supxlabel("\n".join(lines), x=0.008, ha="left", fontsize=6.5, color=GREY)
         with whole_file(paths.figures(profile) / f"{name}.png") as partial:
             fig.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
@@ -207,23 +207,23 @@ def plot_ctrlbench(rows: Sequence[dict]):
 
 
 @drawn
-def plot_exact_match(metrics: dict):
-    """How many answers the backbone gives word for word, per kind of question.
+def plot_by_kind(rows: Sequence[dict], column: str, label: str):
+    """How often something is right, per kind of question, with Wilson's intervals.
 
     Args:
-        metrics: kind -> {"exact_match": share of 1, "n": questions}.
+        rows: dicts with kind, n (questions), and `column`: a share of 1, or R@k in per cent (r1, r5, r10).
     """
-    table = table_of([{"kind": k} | v for k, v in metrics.items()], ("kind", "exact_match", "n"))
-    table = table.sort_values("exact_match", kind="stable").reset_index(drop=True)
+    table = table_of(rows, ("kind", column, "n")).sort_values(column, kind="stable").reset_index(drop=True)
+    shares = table[column] / (100 if column in ("r1", "r5", "r10") else 1)
     fig, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.26 * len(table)))
-    low, high = zip(*(share_interval(row["exact_match"], row["n"]) for _, row in table.iterrows()))
-    axis.barh(table.index, table["exact_match"], color=BLUE, height=0.66)
+    low, high = zip(*(share_interval(share, n) for share, n in zip(shares, table["n"])))
+    axis.barh(table.index, shares, color=BLUE, height=0.66)
     axis.hlines(table.index, low, high, color=INK, linewidth=1)
-    for y, row in table.iterrows():
-        axis.text(high[y] + 0.01, y, f"{100 * row['exact_match']:.1f} %", va="center", fontsize=8)
-        axis.text(1.2, y, f"n = {row['n']:,}", va="center", ha="right", fontsize=8, color=GREY)
+    for y, (share, n) in enumerate(zip(shares, table["n"])):
+        axis.text(high[y] + 0.01, y, f"{100 * share:.1f} %", va="center", fontsize=8)
+        axis.text(1.2, y, f"n = {n:,}", va="center", ha="right", fontsize=8, color=GREY)
     axis.set(yticks=table.index, yticklabels=[k.replace("_", ", ") for k in table["kind"]], xlim=(0, 1.2), xticks=np.linspace(0, 1, 6))
-    axis.set_xlabel("answers that match word for word on held-out scenes, 95 % intervals", loc="left")
+    axis.set_xlabel(label, loc="left")
     per_cent(axis.xaxis)
     bare(axis)
     return fig

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from abc_core import ctrlbench
-from abc_core.ctrlbench import bm25, build, chance, leakage, load, oracle, per_kind, shuffled_instructions
+from abc_core.ctrlbench import bm25, build, chance, examples, leakage, load, oracle, per_kind, shuffled_instructions
 from abc_core.data import normalise
 from abc_core.evaluate import ranks, recall
 from abc_core.readers import GenomeImage, Region
@@ -193,3 +193,16 @@ def test_figures_by_kind_add_up():
     assert [parts[1][k] for k in ("r1", "r5", "r10")] == [50, 100, 100] and round(parts[0]["r10"], 2) == 66.67
     with pytest.raises(ValueError, match="2 ranks for 1 kinds"):
         per_kind(np.arange(2), ["place"])
+
+
+def test_examples_run_from_a_well_answered_picture_to_a_badly_answered_one(world, tmp_path):
+    images, asked = world
+    bench = load(build(images, asked, tmp_path / "out", seed=0))
+    c_emb = np.eye(len(bench.rows), dtype=np.float32)
+    steered = np.roll(c_emb, 1, axis=1) * (bench.groups > 4)[:, None] + c_emb * (bench.groups <= 4)[:, None]  # right for four of eight
+    found = ranks(steered @ c_emb.T, bench.gold)
+    page = examples(bench, steered, c_emb, c_emb, found, quantiles=(1, 0), top=2)
+    assert len(page) == 4 and all(len(entry["with"]) == len(entry["without"]) == 2 for entry in page)
+    assert [entry["with"][0][2] for entry in page] == [True, True, False, False]
+    assert all(entry["without"][0][2] for entry in page)
+    assert page[0]["instruction"] != page[1]["instruction"]

@@ -51,7 +51,7 @@ FIGURES = {
     "similarities": lambda: figures.plot_similarities(*samples(), 0.95),
     "similarities_without_threshold": lambda: figures.plot_similarities(*samples(), None),
     "ctrlbench": lambda: figures.plot_ctrlbench(bench()),
-    "exact_match": lambda: figures.plot_exact_match({"content": {"exact_match": 0.9, "n": 500}, "place": {"exact_match": 0.8, "n": 512}}),
+    "by_kind": lambda: figures.plot_by_kind([{"kind": "content", "r1": 9.0, "n": 500}, {"kind": "place", "r1": 8.0, "n": 12}], "r1", "R@1"),
     "mining_sample": lambda: figures.plot_mining_sample(picture(), (LONG, 0.9), [("an owl", 0.8), (LONG, 0.7)]),
     "retrieved": lambda: figures.plot_retrieved(retrieved()),
     "contact_sheet": lambda: figures.plot_contact_sheet([picture()] * 3, ["an owl", LONG, ""], columns=2),
