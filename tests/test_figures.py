@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from abc_core import figures, paths
+from abc_core import figures, pages, paths
 
 LONG = "a photo of a joystick on a blue diamond, a red diamond showing an envelope and a tractor in front of a brown card"
 
@@ -52,9 +52,9 @@ FIGURES = {
     "similarities_without_threshold": lambda: figures.plot_similarities(*samples(), None),
     "ctrlbench": lambda: figures.plot_ctrlbench(bench()),
     "by_kind": lambda: figures.plot_by_kind([{"kind": "content", "r1": 9.0, "n": 500}, {"kind": "place", "r1": 8.0, "n": 12}], "r1", "R@1"),
-    "mining_sample": lambda: figures.plot_mining_sample(picture(), (LONG, 0.9), [("an owl", 0.8), (LONG, 0.7)]),
-    "retrieved": lambda: figures.plot_retrieved(retrieved()),
-    "contact_sheet": lambda: figures.plot_contact_sheet([picture()] * 3, ["an owl", LONG, ""], columns=2),
+    "mining_sample": lambda: pages.plot_mining_sample(picture(), (LONG, 0.9), [("an owl", 0.8), (LONG, 0.7)]),
+    "retrieved": lambda: pages.plot_retrieved(retrieved()),
+    "contact_sheet": lambda: pages.plot_contact_sheet([picture()] * 3, ["an owl", LONG, ""], columns=2),
 }
 
 
@@ -162,4 +162,4 @@ def test_wrapping_keeps_every_word_and_the_width():
 
 def test_a_contact_sheet_needs_a_caption_per_picture():
     with pytest.raises(ValueError, match="1 pictures and 2 captions"):
-        figures.plot_contact_sheet([picture()], ["a", "b"])
+        pages.plot_contact_sheet([picture()], ["a", "b"])

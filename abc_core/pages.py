@@ -1,0 +1,116 @@
+"""Figures of pictures with their captions: a mined sample, a page of retrieval, a contact sheet; right ones green with a mark, wrong red.
+
+Plain rows in, a matplotlib figure out, in the look of `abc_core.figures`, whose `save` writes them.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyBboxPatch
+
+from abc_core.figures import BLUE, GREEN, GREY, PALE, RED, WIDTH, drawn, wrap
+
+LINE = 0.158  # inches per line of a list of captions
+RIGHT, WRONG, OTHER = (GREEN, "#ddf2ea"), (RED, "#fae6da"), (GREY, "#f1f1f1")  # mark and background of a caption
+
+
+def show(axis, image, anchor: str = "N") -> None:
+    """A picture without axes, in a thin frame."""
+    axis.imshow(np.asarray(image.convert("RGB")))
+    axis.set(xticks=[], yticks=[], anchor=anchor)
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=PALE)
+
+
+def blank(axis, lines: float) -> None:
+    """An empty sheet of `lines` lines, counted from the top, for `write` and `list_captions`."""
+    axis.axis("off")
+    axis.set(xlim=(0, 1), ylim=(lines, 0))
+
+
+def write(axis, x: float, y: float, text: str, **kwargs) -> None:
+    """Text of 8 points at line y, which the layout does not make room for."""
+    axis.text(x, y, text, **({"fontsize": 8, "va": "top", "linespacing": 1.25} | kwargs)).set_in_layout(False)
+
+
+def list_captions(axis, lines: Sequence[tuple], inches: float, top: float, left: float = 0.0, right: float = 1.0) -> None:
+    """(caption, score, look) in boxes one below the other; a look is RIGHT, WRONG or OTHER; captions are `inches` wide."""
+    y = top
+    for caption, score, (colour, background) in lines:
+        wrapped = wrap(caption, inches)
+        corners = {"boxstyle": "round,pad=0,rounding_size=0.008", "mutation_aspect": 0.75 * WIDTH / LINE}
+        axis.add_patch(FancyBboxPatch((left, y), right - left, len(wrapped) + 0.3, facecolor=background, edgecolor="none", **corners))
+        write(axis, left + 0.012, y + 0.18, "✓" if colour == GREEN else "✗", color=colour, weight="bold")
+        write(axis, left + 0.045, y + 0.18, "\n".join(wrapped))
+        write(axis, right - 0.012, y + 0.18, f"{score:.2f}", ha="right", color=colour)
+        y += len(wrapped) + 0.5
+
+
+def height(lines: Sequence[tuple], inches: float) -> float:
+    """The number of lines that `list_captions` takes."""
+    return sum(len(wrap(line[0], inches)) + 0.5 for line in lines)
+
+
+@drawn
+def plot_mining_sample(image, positive: tuple, negatives: Sequence[tuple]):
+    """The paper's Figure 3: a picture, its caption in green, its mined negatives in red, each with its similarity.
+
+    Args:
+        image: a PIL picture. positive: (caption, score). negatives: K pairs (caption, score).
+    """
+    lines = [(*positive, RIGHT)] + [(caption, score, WRONG) for caption, score in negatives]
+    inches = 4.05
+    rows = max(13.0, 1.5 + height(lines, inches))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, LINE * rows + 0.35), width_ratios=(2.1, 4.9))
+    show(left, image)
+    blank(right, rows)
+    write(right, 0, 0, "The picture's caption, and the negatives mined for it", weight="bold")
+    write(right, 1 - 0.012, 0, "cosine", color=GREY, ha="right")
+    list_captions(right, lines, inches, 1.5)
+    return fig
+
+
+@drawn
+def plot_retrieved(examples: Sequence[dict]):
+    """A page of retrieval: each picture with an instruction, the best captions with it and without it, right ones in green.
+
+    Args:
+        examples: dicts with image (PIL), instruction, "with" and "without": lists of (caption, score, right), best first.
+    """
+    columns, inches = {"with": (0.0, 0.49), "without": (0.51, 1.0)}, 2.05
+    asked = [wrap(f"“{e['instruction']}”", 5.4, 8.5, "bold") for e in examples]
+    found = [{k: [(c, s, RIGHT if right else OTHER) for c, s, right in e[k][:3]] for k in columns} for e in examples]
+    tall = [0.2 * WIDTH / LINE * min(1.0, e["image"].height / e["image"].width) for e in examples]
+    rows = [0.9 + max(t, 0.5 + len(a) + max(height(x, inches) for x in f.values())) for t, a, f in zip(tall, asked, found)]
+    size = (WIDTH, LINE * (1.5 + sum(rows)) + 0.3)
+    fig, axes = plt.subplots(1 + len(rows), 2, figsize=size, width_ratios=(1, 4), height_ratios=(1.5, *rows))
+    for axis, lines in ((axes[0, 0], 1.5), (axes[0, 1], 1.5), *zip(axes[1:, 1], rows)):
+        blank(axis, lines)
+    for key, title in (("with", "Picture and instruction"), ("without", "Picture alone")):
+        write(axes[0, 1], columns[key][0], 0, title, weight="bold", color=BLUE, fontsize=9)
+        write(axes[0, 1], columns[key][1] - 0.012, 0.1, "cosine", color=GREY, ha="right")
+    for (picture, sheet), example, instruction, lines in zip(axes[1:], examples, asked, found):
+        show(picture, example["image"])
+        write(sheet, 0, 0, "\n".join(instruction), weight="bold", fontsize=8.5)
+        for key, (left, right) in columns.items():
+            list_captions(sheet, lines[key], inches, 0.5 + len(instruction), left, right)
+    return fig
+
+
+@drawn
+def plot_contact_sheet(images: Sequence, captions: Sequence[str], columns: int = 5):
+    """Pictures in a grid with their captions below."""
+    if len(images) != len(captions) or not images:
+        raise ValueError(f"{len(images)} pictures and {len(captions)} captions; a contact sheet needs as many of both, and one at least")
+    rows = -(-len(images) // columns)
+    wrapped = [wrap(c, WIDTH / columns - 0.15, 7) for c in captions]
+    lines = max(len(w) for w in wrapped)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (WIDTH / columns * 0.85 + 0.13 * lines)), squeeze=False)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    for axis, image, text in zip(axes.flat, images, wrapped):
+        show(axis, image, anchor="S")
+        axis.set_xlabel("\n".join(text), fontsize=7)
+    return fig
