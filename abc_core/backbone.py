@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
 
 def linear_patches(model: nn.Module) -> nn.Module:
@@ -103,8 +104,8 @@ def _attention_whole(module, query, key, value, attention_mask, **options):
 
 @contextmanager
 def _whole(like: torch.Tensor):
-    """Within CPU autocast: a stretch without it, and a cast to float32. Elsewhere nothing changes."""
-    if like.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    """Within CPU autocast: a stretch without it, and a cast to float32. Elsewhere nothing changes, nor for the shapes of a memory plan."""
+    if like.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or is_fake(like):
         yield lambda *tensors: tensors
         return
     with torch.autocast("cpu", enabled=False):
