@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from abc_core import paths, runlog
+from abc_core.answers import exact_match
 from abc_core.backbone import load_backbone
 from abc_core.data import file_names, whole_file
 from abc_core.lessons import Lessons
-from abc_core.pretrain_backbone import BackboneConfig, exact_match, restore
+from abc_core.pretrain_backbone import BackboneConfig, restore
 
 LOGGED = 400  # rows of the thinned log
 

@@ -3,111 +3,31 @@
 The paper needs a *generative, instruction-tuned* VLM (Sec. 3.1, 4); this trains one of under 8 million parameters from scratch on
 conversations about pictures (LLaVA-style JSON lines), in the chat template of Qwen2-VL, through the real transformers classes.
 
-Steps: (1) `train` takes a random model (`abc_core.build_backbone`) and minimises cross-entropy on answers, easiest pictures and questions
-first (`CURRICULUM`, drawn by `abc_core.lessons`), resumable to the bit; (2) `exact_match` and `answer` ask the model.
-
-(3) `python -m abc_core.pretrain_backbone` trains or goes on, then writes assets/backbone (`abc_core.export_backbone`).
+Steps: (1) `train` takes a random model (`abc_core.build_backbone`) and minimises `abc_core.answer_loss`, the easiest pictures first
+(`CURRICULUM`, drawn by `abc_core.lessons`), resumable to the bit; (2) `python -m abc_core.pretrain_backbone` trains or goes on, then writes
+assets/backbone (`abc_core.export_backbone`). `abc_core.answers` asks the model.
 """
 
 import argparse
 import time
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from abc_core import checkpoint, paths, pointing, runlog
+from abc_core import checkpoint, paths, runlog
+from abc_core.answer_loss import answer_loss, word_loss
 from abc_core.backbone import autocast_attention, batch_vision_attention, linear_patches
 from abc_core.build_backbone import build, tokenizer_texts
-from abc_core.data import open_image
-from abc_core.lessons import IGNORED, Lessons, Stage
+from abc_core.lessons import Lessons, Stage
 
 TEST_IMAGES = 1_600  # scenes of held-out meanings; one in three has a largest card to ask about
 
 
 # --- 1. training --------------------------------------------------------------------------------------------------------------
-
-
-def answer_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Mean cross-entropy over answer tokens, plus `region_loss` twice, `reading_loss`, and `pointing_loss` of each of `pointing.LAYERS`.
-
-    Without the words, questions that are learned late find a vision tower that has forgotten what the early ones did not ask for; without
-    the pointing, a question finds its card only after thousands of steps. Returns (loss, numbers for the log).
-    """
-    seen = _seen(model, batch)
-    with ExitStack() as stack:
-        watched = {name: stack.enter_context(pointing.watch(model, layer)) for name, layer in pointing.LAYERS.items()}
-        hidden = _hidden(model, batch, seen)
-    logits, targets = _answer_logits(model, batch, hidden)
-    visual = torch.stack(list(seen.pooler_output))
-    parts = {
-        "answer": F.cross_entropy(logits, targets),
-        "word": region_loss(model, batch, visual)[0],
-        "last_word": region_loss(model, batch, hidden[:, batch["first_visual"] :][:, : visual.shape[1]])[0],
-        "reading": reading_loss(model, batch, hidden),
-    }
-    out = {"tokens": len(targets), "accuracy": (logits.argmax(-1) == targets).float().mean().item()}
-    for name, heads in watched.items():
-        parts[name], out[name] = pointing.pointing_loss(batch, batch[name], *heads[0])
-    return sum(parts.values()), out | {f"{name}_loss": part.item() for name, part in parts.items()}
-
-
-def word_loss(model, batch: dict) -> tuple[torch.Tensor, dict]:
-    """`region_loss` of the vision tower alone: it starts from nothing (Qwen2-VL's was trained before) and has no text to hide behind."""
-    loss, found = region_loss(model, batch, torch.stack(list(_seen(model, batch).pooler_output)))
-    return loss, {"tokens": sum(map(len, batch["words"])), "accuracy": found}
-
-
-def region_loss(model, batch: dict, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Which words does every region show? Cross-entropy of its mean visual token, read through the word embeddings, with its words' tokens.
-
-    Regions say where a word belongs, and their places are among the words (as in location-aware captioners).
-
-    Args:
-        tokens: float[B, V, H], the visual tokens as the vision tower gives them, or behind the last layer: the states of a large model
-            decode to the words that they stand for, and embeddings are made of them; a tiny model has to be taught.
-    Returns:
-        (loss, share of the words' tokens that are among the twelve most likely).
-    """
-    logits = model.lm_head(torch.einsum("rc,rcd->rd", batch["shares"], tokens[batch["picture"]].float())).float()
-    bags = torch.zeros_like(logits)
-    for row, words in enumerate(batch["words"]):
-        bags[row, list(words)] = 1.0
-    bags /= bags.sum(1, keepdim=True)
-    found = bags.gather(1, logits.topk(12).indices).sum(1).mean().item()
-    return -(bags * logits.log_softmax(-1)).sum(1).mean(), found
-
-
-def reading_loss(model, batch: dict, hidden: torch.Tensor) -> torch.Tensor:
-    """The same for text: behind the last layer, float[B, L, H], a word of a question says itself."""
-    return F.cross_entropy(model.lm_head(hidden[batch["read"]]).float(), batch["input_ids"][batch["read"]])
-
-
-def _seen(model, batch: dict):
-    """The vision tower's output for a batch; pooler_output is one float[V, H] per picture."""
-    return model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
-
-
-def _hidden(model, batch: dict, seen) -> torch.Tensor:
-    """float[B, L, H] behind the last layer."""
-    return model.model(
-        input_ids=batch["input_ids"], attention_mask={"full_attention": batch["mask"]}, position_ids=batch["position_ids"],
-        mm_encoder_outputs={"image": seen}, image_grid_thw=batch["image_grid_thw"], use_cache=False,
-    ).last_hidden_state  # fmt: skip
-
-
-def _answer_logits(model, batch: dict, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32[T, V] and targets int64[T] of a batch's T answer tokens, row by row; no other position gets logits."""
-    targets = batch["labels"][:, 1:]
-    keep = targets != IGNORED
-    return model.lm_head(hidden[:, :-1][keep]).float(), targets[keep]
 
 
 # Each stretch is long enough for its questions to be learned; exact match by kind decides, not the loss.
@@ -272,58 +192,7 @@ def _train_step(model, opts, batch, task, lr: float, bf16: bool) -> dict:
     return {"loss": round(loss.item(), 5), "gradient_norm": round(norm.item(), 4)} | {k: round(v, 5) for k, v in metrics.items()}
 
 
-# --- 2. exact match and answers -----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1) -> dict:
-    """Share of questions whose whole answer greedy decoding would give, per kind: {"content": {"exact_match": …, "n": …}, …}.
-
-    Greedy decoding gives the answer exactly if the most likely token is right at each of its positions, so one forward pass of all
-    questions of a picture tells it (a test compares with `generate`).
-    """
-    model.eval()
-    rng = np.random.default_rng(seed)
-    wanted = defaultdict(list)
-    for r, record in enumerate(lessons.records):
-        for t, kind in enumerate(record["kinds"]):
-            wanted[kind].append((r, t))
-    by_record = defaultdict(list)
-    for kind in sorted(wanted):
-        for i in rng.permutation(len(wanted[kind]))[:per_kind]:
-            r, t = wanted[kind][i]
-            by_record[r].append(t)
-    right = defaultdict(list)
-    for r in sorted(by_record):
-        for t, ok in zip(by_record[r], _answers_right(model, lessons, lessons.records[r], by_record[r])):
-            right[lessons.records[r]["kinds"][t]].append(ok)
-    return {k: {"exact_match": round(float(np.mean(v)), 4), "n": len(v)} for k, v in sorted(right.items())}
-
-
-def _answers_right(model, lessons, record, turns) -> list[bool]:
-    """For each asked turn of one picture: is every answer token the most likely one?"""
-    batch = lessons.collate([record], [turns], [False])
-    logits, targets = _answer_logits(model, batch, _hidden(model, batch, _seen(model, batch)))
-    ok = (logits.argmax(-1) == targets).tolist()
-    out = []
-    for t in turns:
-        answer = lessons.block(record, t, False)[1]
-        out.append(all(ok[:answer]))
-        ok = ok[answer:]
-    return out
-
-
-@torch.no_grad()
-def answer(model, processor, image: Path, question: str, max_new_tokens: int = 24) -> str:
-    """What the model generates, greedily, when asked about a picture: the ordinary way, chat template and `generate`."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=[text], images=[open_image(image)], return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-# --- 3. the command line ------------------------------------------------------------------------------------------------------
+# --- 2. the command line ------------------------------------------------------------------------------------------------------
 
 
 def main(words: list[str] | None = None) -> None:

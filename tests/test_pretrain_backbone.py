@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from abc_core import checkpoint, export_backbone, paths, pretrain_backbone, prompts, runlog
+from abc_core import answer_loss, checkpoint, export_backbone, paths, pretrain_backbone, prompts, runlog
+from abc_core.answers import answer, exact_match
 from abc_core.backbone import autocast_attention, load_backbone
 from abc_core.build_backbone import build, tokenizer_texts
 from abc_core.data import open_image
@@ -18,7 +19,7 @@ from abc_core.lessons import DESCRIBE_ALL, IGNORED, Lessons, Stage, prefix_posit
 from abc_core.openmoji import world
 from abc_core.openmoji.world import World, draw_part
 from abc_core.pointing import pointing_loss
-from abc_core.pretrain_backbone import BackboneConfig, answer, exact_match, optimizers, train
+from abc_core.pretrain_backbone import BackboneConfig, optimizers, train
 
 SMALL = World(glyphs=40)
 WORDS = Stage(2, {"single": 1.0}, {"content": 1}, questions=1, words=True)
@@ -201,12 +202,12 @@ def test_the_word_loss_is_lowest_for_a_tower_that_says_the_words_of_each_region(
     record = next(r for r in lessons.records if len(r["regions"]) > 5)
     batch, head = lessons.collate([record], [[0]], [False]), model.lm_head.weight
     tokens = torch.zeros(batch["shares"].shape[1], head.shape[1])
-    before = pretrain_backbone.word_loss(model, batch)[0].item()
+    before = answer_loss.word_loss(model, batch)[0].item()
     for shares, said in zip(batch["shares"], batch["words"]):
         tokens[shares > 0] = 6 * head[list(said)].mean(0)
     seen = type("Seen", (), {"pooler_output": (tokens,)})
     monkeypatch.setattr(model.model, "get_image_features", lambda *a, **k: seen)
-    loss, out = pretrain_backbone.word_loss(model, batch)
+    loss, out = answer_loss.word_loss(model, batch)
     assert loss.item() < 0.6 * before and out["accuracy"] > 0.95
 
 
@@ -214,11 +215,11 @@ def test_the_reading_loss_is_lowest_where_every_word_of_a_question_says_itself(m
     record, turns = picture_of(lessons, "content")
     batch, head = lessons.collate([record, record], [turns, turns[:1]], [False, True]), model.lm_head.weight
     hidden = torch.zeros(*batch["input_ids"].shape, head.shape[1])
-    chance = pretrain_backbone.reading_loss(model, batch, hidden).item()
+    chance = answer_loss.reading_loss(model, batch, hidden).item()
     assert chance == pytest.approx(np.log(len(head)), rel=1e-4)
     with torch.no_grad():
         hidden[batch["read"]] = 100 * head[batch["input_ids"][batch["read"]]]
-    assert pretrain_backbone.reading_loss(model, batch, hidden).item() < 0.1
+    assert answer_loss.reading_loss(model, batch, hidden).item() < 0.1
     for row, asked in ((0, turns), (1, turns[:1])):
         said = lessons.processor.tokenizer.decode(batch["input_ids"][row][batch["read"][row]])
         assert said == "".join(prompts.INSTRUCTION * row + record["turns"][t][1] for t in asked)
@@ -356,7 +357,7 @@ def test_optimizers_start_from_the_zeros_that_torch_starts_from(built, lessons):
         opts = optimizers(autocast_attention(model), BackboneConfig())
         for optimizer in opts.values() if own_start else ():
             optimizer.state.clear()
-        for task, batch in ((pretrain_backbone.word_loss, words), (pretrain_backbone.answer_loss, answers)):
+        for task, batch in ((answer_loss.word_loss, words), (answer_loss.answer_loss, answers)):
             task(model, batch)[0].backward()
             for optimizer in opts.values():
                 optimizer.step()
