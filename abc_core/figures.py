@@ -262,7 +262,7 @@ def plot_memory(rows: Sequence[dict], limit: float):
     logits = table["logits_avoided"].to_numpy()
     axis.barh(order, logits, left=left, color="none", edgecolor=GREY, hatch="////", height=0.6, label="logits, avoided")
     for y, (peak, extra) in enumerate(zip(left, logits)):
-        axis.text(peak + extra + 0.5, y, f"{peak:.1f} GiB, +{extra:.1f} with logits", va="center", fontsize=8)
+        axis.text(1, y, f"{peak:.1f} + {extra:.1f}", va="center", ha="right", fontsize=8, transform=axis.get_yaxis_transform())
     axis.axvline(limit, color=RED, linestyle="--", linewidth=1.2)
     axis.text(limit, len(order) - 0.5, f"{limit:g} GiB ", color=RED, fontsize=8, ha="right", va="bottom")
     axis.set(xlabel="GiB on one device at the fullest moment of a step", xlim=(0, 1.3 * max(limit, (left + logits).max())))
