@@ -202,7 +202,8 @@ def _of(stage: str, name: str) -> bool:
 def save_embedder(embedder, path: Path, optimizers=None, **numbers) -> None:
     """Write the merged and the present stages, and how to rebuild them around the backbone, into one checkpoint (adapters only)."""
     present = [s for s in STAGES if has_adapter(embedder.model, s)]
-    checkpoint.save(path, all_tensors(embedder), optimizers, lora=embedder.lora, present=present, built=embedder.built, **numbers)
+    facts = {"lora": embedder.lora, "present": present, "built": embedder.built, "backbone": embedder.fingerprint}
+    checkpoint.save(path, all_tensors(embedder), optimizers, **facts, **numbers)
 
 
 def load_embedder(cls, path: Path):
@@ -210,7 +211,8 @@ def load_embedder(cls, path: Path):
 
     Raises:
         FileNotFoundError: no such file, or its backbone is gone.
-        ValueError: the file is no checkpoint, not one of an embedder, or does not fit the backbone.
+        ValueError: the file is no checkpoint, not one of an embedder, or the backbone's weights are not those that it was trained on
+            (a file of before these were noted is not checked).
     """
     from abc_core.paths import ROOT
 
@@ -221,7 +223,14 @@ def load_embedder(cls, path: Path):
     if "backbone" not in built:
         raise ValueError(f"{path} does not name a backbone; only an embedder that `from_backbone` or `load` made can be loaded again")
     backbone = Path(built.pop("backbone"))
-    embedder = cls.from_backbone(backbone if backbone.is_absolute() else ROOT / backbone, **built)
+    backbone = backbone if backbone.is_absolute() else ROOT / backbone
+    embedder = cls.from_backbone(backbone, **built)
+    if numbers.get("backbone", embedder.fingerprint) != embedder.fingerprint:
+        found = f"{backbone} now holds others, with fingerprint {embedder.fingerprint}"
+        raise ValueError(
+            f"{path} was trained on a backbone whose weights have the fingerprint {numbers['backbone']}; {found}: "
+            f"put the former ones back, or delete {Path(path).parent} and train again"
+        )
     for stage in STAGES:
         if stage in numbers["lora"]:
             add_lora(embedder, stage, **numbers["lora"][stage])

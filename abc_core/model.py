@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from abc_core import adapters
+from abc_core import adapters, checkpoint
 from abc_core.backbone import (
     autocast_attention,
     batch_vision_attention,
@@ -122,6 +122,7 @@ class Embedder(nn.Module):
         self.lora: dict[str, dict] = {}  # stage -> rank, alpha, dropout
         self.merged: dict[str, torch.Tensor] = {}  # tensors of stages that were fused into the backbone
         self.built: dict = {}  # how `from_backbone` was called, for the checkpoint
+        self.fingerprint: str | None = None  # of the backbone's weights (`checkpoint.fingerprint`), for the checkpoint
         self.requires_grad_(False).eval()
 
     # --- loading and saving ---------------------------------------------------------------------------------------------------
@@ -156,6 +157,7 @@ class Embedder(nn.Module):
             set_visual_tokens(processor, min_visual_tokens, max_visual_tokens)
         embedder = cls(model, processor, **options)
         path = Path(path).resolve()
+        embedder.fingerprint = checkpoint.fingerprint(path)
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         tokens = {"min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens}
         embedder.built = {"backbone": str(path), "weights": weights, **tokens, **options}
