@@ -107,7 +107,7 @@ class InstructJob:
         adapters.merge_all(embedder)
         if rank_and_count()[0] == 0:
             embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width)
-        wait()
+        wait("process 0 to embed the captions")
         bank = torch.from_numpy(np.load(folder / "bank.npy"))
         adapters.add_lora(embedder, "instruct", **asdict(self.config.lora), seed=self.config.seed)
         batches = InstructBatches(groups, {caption: k for k, caption in enumerate(captions)}, self.config)

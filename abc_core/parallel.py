@@ -5,18 +5,23 @@ gradient, and gathers those of the others, so that every process computes the lo
 with respect to this process's own embeddings; `Rows.backward` takes it through the encoder, chunk by chunk, in a second forward pass with
 the same random numbers (gradient caching), and adds what all processes' rows gave to the parameters.
 
-Steps: (1) `share` cuts a list for a process, `any_process` lets all stop at the same step; (2) `gather` joins rows in order of rank;
-(3) `Rows` encodes, and differentiates.
+Steps: (1) `share` cuts a list for a process, `any_process` lets all stop at the same step, `wait` and `aloud` tell of one that hangs;
+(2) `gather` joins rows in order of rank; (3) `Rows` encodes, and differentiates.
 
 **Authors' code:** gathers the candidates of other processes without gradient, so its stage-1 gradient is not that of equation 2.
 """
 
+import os
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = float(os.environ.get("ABC_PATIENCE") or 3600)  # seconds that processes wait for each other before they give up
+WORD = PATIENCE / 12  # seconds after which one that waits says so, again and again
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -33,9 +38,37 @@ def any_process(flag: bool) -> bool:
     return raised.item() > 0
 
 
-def wait() -> None:
-    """Until every process is here."""
-    any_process(False)
+def wait(what: str = "the others") -> None:
+    """Until every process is here; `what` is waited for: "process 0 to save step 100".
+
+    Raises:
+        RuntimeError: another process ended, or did not come within PATIENCE.
+    """
+    with aloud(f"waits for {what}"):
+        try:
+            any_process(False)
+        except RuntimeError as error:
+            raise RuntimeError(f"process {rank_and_count()[0]} waited for {what}, in vain: {error}") from error
+
+
+@contextmanager
+def aloud(what: str):
+    """While the block of one of several processes lasts, print every WORD seconds that it still `what`, so that a hang is seen at once."""
+    rank, count = rank_and_count()
+    over = threading.Event()
+
+    def speak():
+        told = 1
+        while not over.wait(WORD):
+            print(f"process {rank} of {count} {what} for {told * WORD / 60:.1f} min now", flush=True)
+            told += 1
+
+    if count > 1:
+        threading.Thread(target=speak, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _device() -> str:

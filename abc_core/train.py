@@ -24,7 +24,7 @@ from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
 from abc_core.batches import Batch
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
-from abc_core.parallel import Rows, any_process, gather, rank_and_count, wait
+from abc_core.parallel import Rows, aloud, any_process, gather, rank_and_count, wait
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
 
@@ -88,27 +88,32 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
     count = sum(adapters.count_trained(embedder).values())
     report = report if lead else lambda line: None
     report(f"{stage}: {len(names)} tensors, {count:,} numbers train; from step {first} of {config.steps}")
-    started = time.perf_counter()
+    started = told = time.perf_counter()
     with ThreadPoolExecutor(1) as reader, uninterrupted() as interrupted:
         for step, batch in _read_ahead(reader, batches, first, config.steps):
-            row, done = one_step(embedder, optimizer, batch, step_fn, config, step), step + 1
-            stop = any_process(bool(interrupted))
+            done = step + 1
+            with aloud(f"is in step {done}"):
+                row, stop = one_step(embedder, optimizer, batch, step_fn, config, step), any_process(bool(interrupted))
+            validates = validate is not None and (done % config.validate_every == 0 or done == config.steps)
+            saves = stop or done % config.save_every == 0 or done == config.steps
             if lead:
-                if validate is not None and (done % config.validate_every == 0 or done == config.steps):
-                    row |= validate(embedder)
+                row |= validate(embedder) if validates else {}
                 run.log(**row)
-                if stop or done % config.save_every == 0 or done == config.steps:
+                if saves:
                     adapters.save_embedder(embedder, last, {"adamw": optimizer}, step=done)
+            if validates or saves:  # no process ends while the first still saves
+                wait(f"process 0 to validate and save step {done}")
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {done} of {config.steps}; run again to continue")
-            if done % max(1, config.steps // 20) == 0 or done == config.steps:
-                report(_progress(row, done, config.steps, (time.perf_counter() - started) / (done - first)))
+            if done % max(1, config.steps // 20) == 0 or done == config.steps or time.perf_counter() - told > 300:  # seconds
+                told = time.perf_counter()
+                report(_progress(row, done, config.steps, (told - started) / (done - first)))
     if lead:
         end = run.rows()[-1]
         adapters.save_embedder(embedder, final)
         run.finish(steps=config.steps, loss=end["loss"], temperature=end["temperature"])
         last.unlink()
-    wait()
+    wait(f"process 0 to write {final.name}")
 
 
 def prepare(embedder, stage: str, config) -> list[str]:
@@ -148,7 +153,7 @@ def one_step(embedder, optimizer, batch: Batch, step_fn, config, step: int) -> d
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
             rows = Rows(config.chunk, partial(_arithmetic, config.bf16, embedder.device))
             loss, out = step_fn(embedder, batch, config, rows=rows)
-            check_finite(loss.detach(), step)
+            check_finite(gather(loss.detach()[None]).sum(), step)  # of all processes: they stop together
             rows.backward(loss, trained, list(embedder.temperature.parameters()))
     finally:
         embedder.eval()
@@ -190,7 +195,7 @@ def _resume(run, embedder, stage, optimizer, last, lead: bool) -> int:
     """Put the last checkpoint back, or write one of the start; returns the next step."""
     if lead and not last.exists():
         adapters.save_embedder(embedder, last, step=0)
-    wait()
+    wait(f"process 0 to write {last.name}")
     tensors, numbers = checkpoint.load(last)
     adapters.load_stage(embedder, stage, tensors, last)
     step = numbers["step"]
@@ -198,7 +203,7 @@ def _resume(run, embedder, stage, optimizer, last, lead: bool) -> int:
         checkpoint.load(last, {"adamw": optimizer})
     if lead:
         run.truncate(step)
-    wait()
+    wait(f"process 0 to truncate the rows of {run.folder.name}")
     if len(run.rows()) != step:
         raise ValueError(f"{run.folder / 'metrics.jsonl'} has {len(run.rows())} rows of {step} steps; delete {run.folder} to begin anew")
     return step

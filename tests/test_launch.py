@@ -1,11 +1,14 @@
 """Training jobs in one and in several processes, started as a notebook starts them."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,26 +96,97 @@ def test_two_processes_train_what_one_trains(stage, world, runs, monkeypatch, tm
     assert run_job(job, 2, said.append).finished
 
 
-def test_a_killed_process_ends_the_training_with_a_message_and_the_rerun_ends_as_undisturbed(world, runs, monkeypatch, tmp_path):
-    job = pretrain_job(world, steps=40)
-    killed = []
+# --- faults -------------------------------------------------------------------------------------------------------------------------
 
-    def kill_a_worker(line: str) -> None:
-        if line.startswith("step 4/") and not killed:
-            workers = subprocess.run(["pgrep", "-f", "--", f"-u -m abc_core.launch {runs}"], capture_output=True, text=True).stdout.split()
-            killed.append(int(workers[-1]))
-            os.kill(killed[0], signal.SIGKILL)
 
-    with pytest.raises(RuntimeError, match=r"training in 2 processes failed with exit code 1\n(.*\n)*.*SIGKILL"):
-        run_job(job, 2, kill_a_worker)
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    """Run folder of 40 steps in two processes that nothing disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs_at(tmp_path_factory.mktemp("undisturbed"), patch)
+        return run_job(pretrain_job(world, steps=40), 2, quiet)
+
+
+def workers(runs) -> dict[int, int]:
+    """Rank -> process id of the processes that train in a folder of runs."""
+    found = subprocess.run(["pgrep", "-f", "--", f"-u -m abc_core.launch {runs}"], capture_output=True, text=True).stdout.split()
+    ranks = {pid: re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()) for pid in found}
+    return {int(rank[1]): int(pid) for pid, rank in ranks.items() if rank}
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
+
+
+def fill_the_disk(runs) -> None:
+    """From now on rows still fit, checkpoints do not."""
+    resource.prlimit(workers(runs)[0], resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+FAULTS = {
+    "a killed process": (
+        lambda runs: os.kill(workers(runs)[1], signal.SIGKILL),
+        r"training in 2 processes failed with exit code 1; the last checkpoint is intact\n(.*\n)*.*SIGKILL",
+    ),
+    "torch's launcher killed": (
+        lambda runs: os.kill(parent(workers(runs)[1]), signal.SIGKILL),
+        r"training in 2 processes was ended by SIGKILL; .*\n(.*\n)*stopped after step \d+ of 40; run again to continue",
+    ),
+    "a full disk": (fill_the_disk, r"could not write the checkpoint .*last\.safetensors: .*disk full\? The previous checkpoint is intact"),
+    "Ctrl-C": (lambda runs: signal.raise_signal(signal.SIGINT), r"^stopped after step \d+ of 40; run again to continue$"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_ends_all_processes_with_a_message_and_the_rerun_ends_as_undisturbed(fault, world, runs, undisturbed):
+    job, (provoke, message), provoked = pretrain_job(world, steps=40), FAULTS[fault], []
+
+    def report(line: str) -> None:
+        if line.startswith("step 4/") and not provoked:
+            provoked.append(provoke(runs))
+
+    with pytest.raises(KeyboardInterrupt if fault == "Ctrl-C" else RuntimeError, match=message):
+        run_job(job, 2, report)
+    assert not workers(runs)
     run = job.open()
-    assert killed and not run.finished and 4 <= len(run.rows()) < 40
     run.release()
-    ended = rows_of(run_job(job, 2, quiet))
-    runs_at(tmp_path / "again", monkeypatch)
-    undisturbed = run_job(job, 2, quiet)
-    assert rows_of(undisturbed) == ended
+    step = checkpoint.load(run.folder / "last.safetensors")[1]["step"]
+    assert provoked and not run.finished and 3 <= step < 40 and step <= len(run.rows()) <= step + 1
+    assert rows_of(run_job(job, 2, quiet)) == rows_of(undisturbed)
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(undisturbed).items())
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_to_the_same_result(before, after, world, runs, undisturbed):
+    job = pretrain_job(world, steps=40)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step"):
+        run_job(job, before, lambda line: signal.raise_signal(signal.SIGINT) if line.startswith("step 20/") else None)
+    run = run_job(job, after, quiet)
+    for row, other in zip(rows_of(run), rows_of(undisturbed), strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+    for name, tensor in weights(run).items():
+        torch.testing.assert_close(tensor, weights(undisturbed)[name], rtol=0, atol=1e-3, msg=name)
+
+
+def test_a_process_that_hangs_while_it_validates_is_told_of_and_its_death_ends_the_others(world, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ABC_PATIENCE", "60")  # seconds: a word every 5
+    held = draw_part(tmp_path, "cc_val", 3, SMALL)
+    job = replace(pretrain_job(world, steps=40, validate_every=20, save_every=5), validation={"val": str(held)})
+    said = []
+
+    def report(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 2/"):  # opening the picture never ends, as on a dead network disk
+            picture = read_pairs(held)[0][0].image
+            picture.unlink()
+            os.mkfifo(picture)
+        if "process 1 of 2 waits for process 0 to validate and save step 20" in line and 0 in workers(runs):
+            os.kill(workers(runs)[0], signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match=r"SIGKILL"):
+        run_job(job, 2, report)
+    assert any("waits for process 0 to validate and save step 20 for 0.1 min now" in line for line in said) and not workers(runs)
+    assert checkpoint.load(next(runs.glob("pretrain-*")) / "last.safetensors")[1]["step"] == 15
 
 
 def test_nothing_trains_on_behind_a_notebook_that_is_gone(world, runs):

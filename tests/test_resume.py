@@ -7,17 +7,20 @@ import shutil
 import signal
 import time
 import traceback
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_train import TIMES, small_backbone, small_batches, small_config, small_embedder, small_pictures
 
 from abc_core import adapters, checkpoint, paths, train
 from abc_core.batches import positions
 from abc_core.config import LoraConfig
 from abc_core.model import Embedder
+from abc_core.parallel import rank_and_count, wait
 from abc_core.runlog import Run, open_run
 
 STAGES = ["pretrain", "instruct"]
@@ -36,7 +39,7 @@ class Training:
         embedder = embedder or self.fresh()
         batches, step = small_batches(self.stage, self.pictures, self.config, embedder)
         step = step_fn(step) if step_fn else step
-        run = open_run("train", {}, {})
+        run = open_run("train", {}, {}, lock=rank_and_count()[0] == 0)
         train.train(run, embedder, self.stage, batches, step, self.config, validate, report=lambda line: None)
         return embedder
 
@@ -292,3 +295,56 @@ def test_a_run_whose_rows_are_lost_is_refused(world, runs):
     (training.run.folder / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=r"metrics\.jsonl has 0 rows of 3 steps; delete .* to begin anew"):
         training.go()
+
+
+# --- two processes ------------------------------------------------------------------------------------------------------------------
+
+
+def together(folder: Path, work, patience: float = 60) -> list[str]:
+    """What work(rank) raises in each of two processes that know each other: "" or the error with its words."""
+
+    def one(rank: int) -> None:
+        meeting, error = f"file://{folder}/meeting", ""
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=patience))
+        try:
+            work(rank)
+        except BaseException as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        (folder / f"said-{rank}").write_text(error)
+        os._exit(0)
+
+    (folder / "meeting").unlink(missing_ok=True)
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            one(rank)
+    for child in children:
+        os.waitpid(child, 0)
+    return [(folder / f"said-{rank}").read_text() for rank in range(2)]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_the_last_checkpoint_intact(world, tmp_path, monkeypatch):
+    left = []
+    for name in ("disturbed", "undisturbed"):
+        monkeypatch.setattr(paths, "RUNS", tmp_path / name)
+        training = Training(world, "pretrain", paths.RUNS)
+        training.config = small_config("pretrain", queries=4)
+        if name == "disturbed":
+            ill = lambda rank: training.go(disturbed(3, lambda loss, _: loss * torch.nan) if rank == 1 else None)  # noqa: E731, B023
+            assert together(tmp_path, ill) == 2 * [
+                "FloatingPointError: the loss is nan at step 3; the run stops here and its last checkpoint is intact"
+            ]
+            tensors, numbers = checkpoint.load(training.run.folder / "last.safetensors")
+            assert numbers["step"] == 2 and all(torch.isfinite(t).all() for t in tensors.values())
+        assert together(tmp_path, lambda rank: training.go()) == ["", ""]  # noqa: B023
+        left.append(training.left())
+    assert left[0] == left[1]
+
+
+def test_a_process_that_never_comes_is_given_up_with_what_was_waited_for(tmp_path):
+    def work(rank: int) -> None:
+        time.sleep(6) if rank == 0 else wait("process 0 to validate and save step 3")
+
+    first, second = together(tmp_path, work, patience=2)
+    assert first == "" and second.startswith("RuntimeError: process 1 waited for process 0 to validate and save step 3, in vain: ")
