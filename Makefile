@@ -1,4 +1,4 @@
-# make reproduce · test · smoke · rehearse · lab · backbone · bench · check-style. Each sets up .venv first if it is missing or stale.
+# make reproduce · test · smoke · rehearse · check · lab · backbone · bench · check-style. Each sets up .venv first if it is missing or stale.
 
 PYTHON ?= python3
 PROFILE ?= default
@@ -15,7 +15,7 @@ READY := .venv/.ready-$(shell (echo "$(CURDIR)"; cat pyproject.toml requirements
 NEW_ENOUGH := -c "import sys; sys.exit(sys.version_info < (3, 11))"
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: reproduce test smoke rehearse lab backbone bench check-style
+.PHONY: reproduce test smoke rehearse check lab backbone bench check-style
 
 reproduce: $(READY)
 	ABC_PROFILE=$(PROFILE) $(VENV) -m doit
@@ -25,6 +25,9 @@ smoke: $(READY)
 
 rehearse: $(READY)
 	ABC_PROFILE=rehearse $(VENV) -m doit
+
+check: $(READY)
+	$(VENV) -m abc_core.check $(PROFILE)
 
 test: check-style
 	$(VENV) -m pytest -q

@@ -1,0 +1,161 @@
+"""Is everything there for a profile? Folders, devices, memory and disk, and how many hours it will take, before anything starts.
+
+Steps: (1) `wanted` lists the files that a notebook's parameters name; (2) `work` counts its operations (`abc_core.cost`) and `written` its
+bytes; (3) `check` prints all of it and returns what is missing. `make check PROFILE=a100`; the exit code is 1 if anything is.
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from abc_core import cost, notebooks, paths
+from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
+from abc_core.openmoji.world import PARTS
+from abc_core.readers import CAPTIONS_TSV
+
+GENOME = ("region_descriptions.json", "image_data.json", "instructions.jsonl", "VG_100K")
+LAYOUTS = {"backbone": ("config.json",), "validation_data": (CAPTIONS_TSV,), "data": GENOME, "training_data": GENOME}  # parameter -> files
+OBTAIN = {  # last part of a folder -> where its content comes from
+    "Qwen2-VL-7B-Instruct": "the weights of Qwen/Qwen2-VL-7B-Instruct on the Hugging Face hub, 16.6 GB",
+    "conceptual_captions": "ai.google.com/research/ConceptualCaptions, pictures by img2dataset; or pixparse/cc3m-wds on the hub",
+    "conceptual_captions_val": "Conceptual Captions' validation file, in the same layout",
+    "coco_val": "COCO 2017 val pictures with one caption each, in the layout of Conceptual Captions",
+    "visual_genome": "Visual Genome 1.2: region_descriptions.json, image_data.json, VG_100K, VG_100K_2; instructions.jsonl beside them",
+    "visual_genome_test": "Visual Genome, 1000 pictures that training does not see; instructions.jsonl beside them",
+}
+PAIRS = 2_905_954  # of cc3m-wds, until the file can be counted
+CAPTION, INSTRUCTION = 20, 12  # tokens of a text, without its prompt; at the high side
+DRAWN_TOKENS, DRAWN_BYTES = 36, 20_000  # of a drawn picture, 168 × 168 pixels
+DRAWN_COUNTS = (("data", "pairs"), ("data", "pictures"), ("training_data", "training_pictures"))  # parameters: what, and how many
+STAGES = {"01_mining": PretrainConfig, "02_pretraining": PretrainConfig, "03_instruction_tuning": InstructConfig}
+GIB, LIMIT = 2**30, 79  # bytes; GiB of an A100's 80 that can be used
+
+
+def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
+    """Folder -> files of its layout that are not there, of every folder that a notebook's parameters name; parts of the world are drawn."""
+    layouts = LAYOUTS | ({"data": (CAPTIONS_TSV,)} if stem == "01_mining" else {})
+    named = [(source, name) for name in layouts if name in values for source in _sources(values[name])]
+    return {paths.ROOT / s: [f for f in layouts[n] if not (paths.ROOT / s / f).exists()] for s, n in named if s not in PARTS}
+
+
+def _sources(value) -> list[str]:
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def config_of(stem: str, values: dict):
+    """The numbers of a notebook's training; None for a notebook that trains nothing."""
+    kind = STAGES.get(stem)
+    if kind is None:
+        return None
+    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    known |= {"lora": LoraConfig(values["lora_rank"], values["lora_alpha"])}
+    return kind(**known | ({"negatives": 0} if stem == "01_mining" else {}))
+
+
+def pairs_of(stem: str, values: dict) -> int:
+    """How many pairs a notebook embeds."""
+    if stem != "01_mining" or values["data"] in PARTS:
+        return values.get("pairs", 0)
+    file = paths.ROOT / values["data"] / CAPTIONS_TSV
+    return sum(1 for _ in file.open("rb")) if file.exists() else PAIRS
+
+
+def work(stem: str, values: dict, model) -> float:
+    """Floating-point operations of a notebook's training and of embedding its pairs."""
+    config = config_of(stem, values)
+    if config is None:
+        return 0
+    visual = DRAWN_TOKENS if values.get("data", "cc") in PARTS and not for_gpus(model) else config.max_visual_tokens
+    steps = config.steps * sum(cost.flops_of_step(config, model, visual, CAPTION, INSTRUCTION).values())
+    pairs = pairs_of(stem, values)
+    return steps + cost.embedding_flops(model, visual, CAPTION, pairs, pairs)
+
+
+def written(stem: str, values: dict, model) -> dict[Path, int]:
+    """Folder -> bytes that a notebook writes there, about."""
+    pictures = [values.get(count, 0) for source, count in DRAWN_COUNTS if values.get(source) in PARTS]
+    config, pairs = config_of(stem, values), pairs_of(stem, values)
+    runs = pairs * (2 * 4 * model.get_text_config().hidden_size + 100)  # two float32 vectors and a row of mined.parquet
+    if config is not None:  # float32 with AdamW's two states: the last checkpoint and the next one; then the final one
+        stage = "instruct" if isinstance(config, InstructConfig) else "pretrain"
+        runs += 7 * 4 * cost.trained_numbers(model, config.lora.rank, stage)
+    return {paths.RUNS: runs, paths.DATA: sum(pictures) * DRAWN_BYTES}
+
+
+def for_gpus(model) -> bool:
+    """Is it too large a model for a CPU?"""
+    return model.get_text_config().hidden_size >= 1024
+
+
+def memory_plan(profile: str) -> list[dict]:
+    """Rows {profile, part, gib} of the memory plan; that of a large model takes a few minutes."""
+    from abc_core.memory import plan_profile
+
+    return plan_profile(profile)
+
+
+def check(profile: str, report=print) -> list[str]:
+    """Print what a profile reads, writes and needs, notebook by notebook; returns what is missing, one line each."""
+    missing, total, writes, values, big = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False
+    for notebook in notebooks.find():
+        kept = {name: values[name] for name in ("backbone",) if name in values}  # later notebooks find it in the checkpoint
+        values = kept | notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
+        report(notebook.stem)
+        for folder, files in lacking(notebook.stem, values).items():
+            report(f"  {folder}: {'MISSING ' + ', '.join(files) if files else 'there'}")
+            if files:
+                missing[folder] = f"{folder}: no {', '.join(files)}. {OBTAIN.get(folder.name, '')}"
+        here = paths.ROOT / values["backbone"]
+        model = AutoConfig.from_pretrained(here, local_files_only=True) if (here / "config.json").exists() else cost.QWEN2_VL_7B
+        for folder, size in written(notebook.stem, values, model).items():
+            writes[folder] += size
+        big, processes, flops = for_gpus(model), values.get("processes", 1), work(notebook.stem, values, model)
+        if big and torch.cuda.device_count() < processes:
+            missing["GPUs"] = f"{processes} GPUs, one for each process; {torch.cuda.device_count()} here"
+        if flops:
+            took = cost.hours(flops, processes, cost.A100) if big else cost.hours(flops, 1, cpu_rate())
+            total += took
+            where = f"{processes} A100" if big else "this CPU"
+            report(f"  {flops:.2e} operations: {took:.2f} hours on {where} at {cost.USED:.0%} of its best")
+    report(f"in all {total:.1f} hours, without reading pictures and drawing figures")
+    if big:
+        peak = next(row["gib"] for row in memory_plan(profile) if row["part"] == "peak")
+        report(f"memory: {peak:.1f} GiB a device at the peak of stage 1; {LIMIT} can be used")
+        if peak > LIMIT:
+            missing["memory"] = f"memory: {peak:.1f} GiB a device at the peak of stage 1; {LIMIT} can be used"
+    for folder, size in writes.items():
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+        report(f"disk: about {size / GIB:.1f} GiB will be written to {folder}; {free / GIB:.1f} GiB are free")
+        if free < size:
+            missing[folder] = f"{folder}: {size / GIB:.1f} GiB will be written, {free / GIB:.1f} GiB are free"
+    return list(missing.values())
+
+
+@cache
+def cpu_rate() -> float:
+    """Float32 operations a second of this machine's matrix product, measured for a moment."""
+    a, start = torch.rand(1024, 1024), time.perf_counter()
+    for _ in range(8):
+        a @ a
+    return 8 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """`python -m abc_core.check PROFILE`."""
+    try:
+        missing = check(sys.argv[1] if len(sys.argv) > 1 else "default")
+    except ValueError as error:  # an unknown profile, a parameter that does not fit
+        sys.exit(str(error))
+    if missing:
+        sys.exit("\nMissing:\n" + "\n".join(f"- {line}" for line in missing))
+    print("nothing is missing")
+
+
+if __name__ == "__main__":
+    main()
