@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from doit.cmd_base import ModuleTaskLoader
 from doit.doit_cmd import DoitMain
 
-from abc_core import notebooks, paths
+from abc_core import checkpoint, notebooks, paths, runlog
 from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
 
 kernel = pytest.mark.allow_hosts(["127.0.0.1"])  # Jupyter talks to its kernel over the loopback interface
@@ -251,3 +252,49 @@ def test_the_numbers_of_every_profile_fit_their_notebook(path):
     notebook = paths.ROOT / "notebooks" / f"{path.stem}.ipynb"
     assert notebook.exists(), f"{path} is of no notebook"
     assert json.loads(json.dumps(notebooks.parameters(notebook, path.parent.name)))["profile"] == path.parent.name
+
+
+# --- several processes from inside a notebook ---------------------------------------------------------------------------------
+
+SMALL = {
+    "01_mining": "pairs: 48\nvalidation: 8\nsteps: 3\nqueries: 8\npool: 4\nnegatives: 2\nleast_margin: -1.0\n",
+    "02_pretraining": "validation: 8\nsteps: 3\nqueries: 8\nnegatives: 2\nleast_accuracy: 0.0\nmust_fall: false\n",
+}
+
+
+@pytest.fixture
+def small_profile(tmp_path, monkeypatch):
+    """A copy of the notebooks, with the profile "of_a_test" that has numbers for two of them; its figures go into the repository."""
+    figures = paths.ROOT / "figures" / "of_a_test"
+    shutil.copytree(paths.ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setenv("ABC_DATA", str(tmp_path / "data"))
+    for name, text in SMALL.items():
+        override(tmp_path, text, "of_a_test", name)
+    yield tmp_path
+    shutil.rmtree(figures, ignore_errors=True)
+
+
+@kernel
+@pytest.mark.timeout(600)
+def test_two_processes_that_a_notebook_starts_train_what_one_trains(small_profile, monkeypatch):
+    mining, pretraining = (small_profile / "notebooks" / f"{name}.ipynb" for name in SMALL)
+    losses, weights, published = [], [], {}
+    for processes in (1, 2):
+        monkeypatch.setattr(paths, "RUNS", small_profile / f"runs-{processes}")
+        monkeypatch.setenv("ABC_RUNS", str(paths.RUNS))
+        if processes == 1:
+            notebooks.run_notebook(mining, "of_a_test")
+            published = {name: runlog.find("of_a_test", name) for name in ("mined", "pairs")}
+        for name, path in published.items():
+            runlog.publish("of_a_test", name, path)
+        override(small_profile, SMALL["02_pretraining"] + f"processes: {processes}\n", "of_a_test", "02_pretraining")
+        notebooks.run_notebook(pretraining, "of_a_test")
+        (folder,) = paths.RUNS.glob("pretrain-*")
+        assert (folder / "job.yaml").exists() is (processes == 2)  # what several processes are given
+        losses.append([row["loss"] for row in runlog.Run(folder).rows()])
+        weights.append(checkpoint.load(folder / "model.safetensors")[0])
+    one, two = weights
+    largest = max((one[name] - two[name]).abs().max().item() for name in one)
+    print(f"losses {losses}; largest difference of a weight {largest:.1e}")
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-4) and one.keys() == two.keys() and largest < 1e-3
