@@ -5,7 +5,8 @@
 
 Steps of `train`: (1) what the config says of the embedder; (2) optimizer and last checkpoint; (3) draw, step, log; (4) validate; (5) save.
 
-Everything random is a function of (seed, step), so a killed run that continues ends with the same weights, bit for bit.
+Everything random is a function of (seed, step), so a killed run that continues ends with the same weights, bit for bit; in another number
+of processes, up to rounding (and with another draw of dropout, if LoRA has any).
 """
 
 import math
@@ -237,12 +238,13 @@ def _arithmetic(bf16: bool | str, device: torch.device):
 @contextmanager
 def uninterrupted():
     """Hold the first Ctrl-C or SIGTERM until the step under way is saved; yields a list that is non-empty once it came."""
-    caught: list[int] = []
+    caught: list[float] = []  # when
 
     def hold(number, _):
-        if caught:
+        again = caught and (number == signal.SIGINT or time.monotonic() > caught[0] + 1)  # a dying parent may send SIGTERM once a thread
+        if again:
             raise KeyboardInterrupt("stopped at once; run again to continue from the last checkpoint")
-        caught.append(number)
+        caught.append(time.monotonic())
 
     try:
         before = {s: signal.signal(s, hold) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -123,6 +123,12 @@ def fill_the_disk(runs) -> None:
     resource.prlimit(workers(runs)[0], resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 
 
+def press_ctrl_c(_=None) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a test run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 FAULTS = {
     "a killed process": (
         lambda runs: os.kill(workers(runs)[1], signal.SIGKILL),
@@ -133,7 +139,7 @@ FAULTS = {
         r"training in 2 processes was ended by SIGKILL; .*\n(.*\n)*stopped after step \d+ of 40; run again to continue",
     ),
     "a full disk": (fill_the_disk, r"could not write the checkpoint .*last\.safetensors: .*disk full\? The previous checkpoint is intact"),
-    "Ctrl-C": (lambda runs: signal.raise_signal(signal.SIGINT), r"^stopped after step \d+ of 40; run again to continue$"),
+    "Ctrl-C": (press_ctrl_c, r"^stopped after step \d+ of 40; run again to continue$"),
 }
 
 
@@ -160,7 +166,7 @@ def test_a_fault_ends_all_processes_with_a_message_and_the_rerun_ends_as_undistu
 def test_another_number_of_processes_goes_on_to_the_same_result(before, after, world, runs, undisturbed):
     job = pretrain_job(world, steps=40)
     with pytest.raises(KeyboardInterrupt, match="stopped after step"):
-        run_job(job, before, lambda line: signal.raise_signal(signal.SIGINT) if line.startswith("step 20/") else None)
+        run_job(job, before, lambda line: press_ctrl_c() if line.startswith("step 20/") else None)
     run = run_job(job, after, quiet)
     for row, other in zip(rows_of(run), rows_of(undisturbed), strict=True):
         assert row == pytest.approx(other, rel=1e-3)
