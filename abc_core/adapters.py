@@ -116,6 +116,7 @@ def checkpoint_activations(model: nn.Module) -> None:
         return nullcontext(), _switched(layers, [m._disable_adapters for m in layers])
 
     model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    model.disable_input_require_grads()  # needed by reentrant checkpointing alone; a frozen vision tower would be differentiated
 
 
 def _lora_layers(model: nn.Module) -> list:

@@ -149,7 +149,8 @@ def test_a_fault_ends_all_processes_with_a_message_and_the_rerun_ends_as_undistu
 
     def report(line: str) -> None:
         if line.startswith("step 4/") and not provoked:
-            provoked.append(provoke(runs))
+            provoked.append(line)
+            provoke(runs)
 
     with pytest.raises(KeyboardInterrupt if fault == "Ctrl-C" else RuntimeError, match=message):
         run_job(job, 2, report)
