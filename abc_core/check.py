@@ -7,15 +7,14 @@ bytes; (3) `check` prints all of it and returns what is missing. `make check PRO
 import shutil
 import sys
 import time
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
-from abc_core import cost, notebooks, paths
-from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
+from abc_core import cost, memory, notebooks, paths
+from abc_core.config import InstructConfig
+from abc_core.memory import GIB, LIMIT, config_of
 from abc_core.openmoji.world import PARTS
 from abc_core.readers import CAPTIONS_TSV
 
@@ -33,8 +32,6 @@ PAIRS = 2_905_954  # of cc3m-wds, until the file can be counted
 CAPTION, INSTRUCTION = 20, 12  # tokens of a text, without its prompt; at the high side
 DRAWN_TOKENS, DRAWN_BYTES = 36, 20_000  # of a drawn picture, 168 × 168 pixels
 DRAWN_COUNTS = (("data", "pairs"), ("data", "pictures"), ("training_data", "training_pictures"))  # parameters: what, and how many
-STAGES = {"01_mining": PretrainConfig, "02_pretraining": PretrainConfig, "03_instruction_tuning": InstructConfig}
-GIB, LIMIT = 2**30, 79  # bytes; GiB of an A100's 80 that can be used
 
 
 def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
@@ -46,16 +43,6 @@ def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
 
 def _sources(value) -> list[str]:
     return list(value.values()) if isinstance(value, dict) else [value]
-
-
-def config_of(stem: str, values: dict):
-    """The numbers of a notebook's training; None for a notebook that trains nothing."""
-    kind = STAGES.get(stem)
-    if kind is None:
-        return None
-    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
-    known |= {"lora": LoraConfig(values["lora_rank"], values["lora_alpha"])}
-    return kind(**known | ({"negatives": 0} if stem == "01_mining" else {}))
 
 
 def pairs_of(stem: str, values: dict) -> int:
@@ -93,13 +80,6 @@ def for_gpus(model) -> bool:
     return model.get_text_config().hidden_size >= 1024
 
 
-def memory_plan(profile: str) -> list[dict]:
-    """Rows {profile, part, gib} of the memory plan; that of a large model takes a few minutes."""
-    from abc_core.memory import plan_profile
-
-    return plan_profile(profile)
-
-
 def check(profile: str, report=print) -> list[str]:
     """Print what a profile reads, writes and needs, notebook by notebook; returns what is missing, one line each."""
     missing, total, writes, values, big = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False
@@ -111,8 +91,7 @@ def check(profile: str, report=print) -> list[str]:
             report(f"  {folder}: {'MISSING ' + ', '.join(files) if files else 'there'}")
             if files:
                 missing[folder] = f"{folder}: no {', '.join(files)}. {OBTAIN.get(folder.name, '')}"
-        here = paths.ROOT / values["backbone"]
-        model = AutoConfig.from_pretrained(here, local_files_only=True) if (here / "config.json").exists() else cost.QWEN2_VL_7B
+        model = memory.backbone_config(paths.ROOT / values["backbone"])
         for folder, size in written(notebook.stem, values, model).items():
             writes[folder] += size
         big, processes, flops = for_gpus(model), values.get("processes", 1), work(notebook.stem, values, model)
@@ -124,11 +103,12 @@ def check(profile: str, report=print) -> list[str]:
             where = f"{processes} A100" if big else "this CPU"
             report(f"  {flops:.2e} operations: {took:.2f} hours on {where} at {cost.USED:.0%} of its best")
     report(f"in all {total:.1f} hours, without reading pictures and drawing figures")
-    if big:
-        peak = next(row["gib"] for row in memory_plan(profile) if row["part"] == "peak")
-        report(f"memory: {peak:.1f} GiB a device at the peak of stage 1; {LIMIT} can be used")
+    for stage in ("02_pretraining", "03_instruction_tuning") if big else ():
+        peak = next(row["gib"] for row in memory.plan_profile(profile, stage) if row["part"] == "peak")
+        said = f"memory: {peak:.1f} GiB a device at the peak of {stage}; {LIMIT:g} can be used"
+        report(said)
         if peak > LIMIT:
-            missing["memory"] = f"memory: {peak:.1f} GiB a device at the peak of stage 1; {LIMIT} can be used"
+            missing[stage] = said
     for folder, size in writes.items():
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         report(f"disk: about {size / GIB:.1f} GiB will be written to {folder}; {free / GIB:.1f} GiB are free")

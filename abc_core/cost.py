@@ -19,8 +19,9 @@ from abc_core.config import PretrainConfig
 A100 = 312e12  # operations a second at best, dense bfloat16 (NVIDIA's data sheet)
 USED = 0.4  # share of it that training is assumed to reach
 TEXT_PROMPT, PICTURE_PROMPT = 19, 21  # tokens of the template around a caption, and around a picture's visual tokens (`prompts`)
-QWEN2_VL_7B = Qwen2VLConfig(
-    text_config=dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4),
+_TEXT = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4)
+QWEN2_VL_7B = Qwen2VLConfig(  # the sizes in Qwen2-VL-7B-Instruct's config.json, for planning without its files
+    text_config=dict(vocab_size=152064, rope_parameters={"rope_theta": 1e6, "mrope_section": [16, 24, 24]}, **_TEXT),
     vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4),
 )
 

@@ -12,7 +12,7 @@ fit.
 import weakref
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -25,17 +25,11 @@ from torch.utils._pytree import tree_map_only
 
 from abc_core import adapters, notebooks, paths
 from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
+from abc_core.cost import QWEN2_VL_7B
 from abc_core.model import Embedder, Visual
 
 GIB = 2**30
 LIMIT = 79.0  # GiB of an A100 with 80
-QWEN2_VL_7B = {  # Qwen2-VL-7B-Instruct's config.json, what differs from the class's defaults; Apache-2.0
-    "text_config": {
-        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "rope_parameters": {"rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    },
-    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,10 +215,8 @@ def plan_profile(profile: str, stage: str = "02_pretraining") -> list[dict]:
         stage: the notebook, "02_pretraining" or "03_instruction_tuning".
     """
     first, own = (_values(name, profile) for name in ("02_pretraining", stage))
-    kind = InstructConfig if stage.startswith("03") else PretrainConfig
-    given = {name: own[name] for name in kind.__dataclass_fields__ if name in own}
-    config = kind(**given | {"lora": LoraConfig(own["lora_rank"], own["lora_alpha"])})
-    return table(profile, plan(config, backbone_config(paths.ROOT / first["backbone"]), first["weights"], own["processes"]))
+    backbone = backbone_config(paths.ROOT / first["backbone"])
+    return table(profile, plan(config_of(stage, own), backbone, first["weights"], own["processes"]))
 
 
 def table(profile: str, parts: dict) -> list[dict]:
@@ -238,19 +230,28 @@ def _values(stage: str, profile: str) -> dict:
     return notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
 
 
+def config_of(stage: str, values: dict):
+    """The config of a notebook's training, from its parameters; None for a notebook that trains nothing."""
+    kind = {"01_mining": PretrainConfig, "02_pretraining": PretrainConfig, "03_instruction_tuning": InstructConfig}.get(stage)
+    if kind is None:
+        return None
+    given = {f.name: values[f.name] for f in fields(kind) if f.name in values} | ({"negatives": 0} if stage == "01_mining" else {})
+    return kind(**given | {"lora": LoraConfig(values["lora_rank"], values["lora_alpha"])})
+
+
 def backbone_config(folder: Path):
     """The config of the backbone in a folder; that of Qwen2-VL-7B is known without its files.
 
     Raises:
         FileNotFoundError: no such folder, and its name is not Qwen2-VL-7B-Instruct.
     """
-    from transformers import AutoConfig, Qwen2VLConfig
+    from transformers import AutoConfig
 
     if (folder / "config.json").exists():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if folder.name != "Qwen2-VL-7B-Instruct":
         raise FileNotFoundError(f"{folder} holds no config.json, so the memory of its model cannot be planned")
-    return Qwen2VLConfig(**QWEN2_VL_7B)
+    return QWEN2_VL_7B
 
 
 def check(rows: list[dict], limit: float = LIMIT) -> None:

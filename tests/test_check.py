@@ -21,7 +21,7 @@ def test_nothing_is_missing_of_the_profiles_that_need_no_download(profile, runs,
 def paper(monkeypatch, gpus: int, gib: float, free: float) -> list[str]:
     """What is missing for the paper's profile on a machine with so many GPUs, needing so much of each, with so many GiB of disk."""
     monkeypatch.setattr(check.torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(check, "memory_plan", lambda profile: [{"profile": profile, "part": "peak", "gib": gib}])
+    monkeypatch.setattr(check.memory, "plan_profile", lambda profile, stage: [{"profile": profile, "part": "peak", "gib": gib}])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, free * check.GIB))
     return check.check("a100", lambda line: None)
 
@@ -32,7 +32,8 @@ def test_everything_that_the_paper_needs_and_is_missing_is_named(runs, monkeypat
         "models/Qwen2-VL-7B-Instruct: no config.json. the weights of Qwen/Qwen2-VL-7B-Instruct",
         "data/conceptual_captions: no Train_GCC-training.tsv. ai.google.com", "data/coco_val: no Train_GCC-training.tsv. COCO 2017",
         "data/conceptual_captions_val: no", "data/visual_genome: no region_descriptions.json, image_data.json, instructions.jsonl, VG_100K",
-        "data/visual_genome_test: no", "8 GPUs, one for each process; 2 here", "memory: 90.0 GiB a device",
+        "data/visual_genome_test: no", "8 GPUs, one for each process; 2 here",
+        "memory: 90.0 GiB a device at the peak of 02_pretraining", "memory: 90.0 GiB a device at the peak of 03_instruction_tuning",
         "GiB will be written, 50.0 GiB are free",
     }  # fmt: skip
     assert len(missing) == len(wanted) and all(any(part in line for line in missing) for part in wanted), missing

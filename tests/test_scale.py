@@ -2,22 +2,18 @@
 
 import pytest
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 
 from abc_core import adapters, released
+from abc_core.cost import QWEN2_VL_7B
 from abc_core.model import Embedder
 
 
 @pytest.fixture(scope="module")
 def stage1():
     """Qwen2-VL-7B as the authors released it, with the stage-1 adapter and their head, as shapes alone."""
-    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4)
-    config = Qwen2VLConfig(
-        text_config=dict(vocab_size=152064, rope_parameters={"rope_theta": 1e6, "mrope_section": [16, 24, 24]}, **text),
-        vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4),
-    )
     with torch.device("meta"):
-        embedder = Embedder(Qwen2VLForConditionalGeneration(config), None, head_hidden=4096, head_bias=True)
+        embedder = Embedder(Qwen2VLForConditionalGeneration(QWEN2_VL_7B), None, head_hidden=4096, head_bias=True)
         adapters.add_lora(embedder, "pretrain", 64, 128)
     return embedder
 
