@@ -1,30 +1,33 @@
-"""A stage's training written down: its numbers and what it reads, so that a notebook and several processes run the same thing.
+"""Work written down, a stage's training or mining: its numbers and what it reads, so that a notebook and several processes do the same.
 
-Steps: (1) a job opens its run, whose name comes from the job's numbers and the fingerprints of what it reads; (2) `build` reads the data
-and makes the embedder; (3) `run_job` trains here, or in several processes that read the job from a file in the run's folder.
+Steps: (1) a job opens its run, whose name comes from the job's numbers and the fingerprints of what it reads; (2) its `do` reads the
+data and makes the embedder, then trains or mines; (3) `run_job` does that here, or in several processes that read the job from a file in
+the run's folder.
 """
 
 import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 import yaml
+from transformers import AutoConfig
 
-from abc_core import adapters, instructions, paths, runlog, train
+from abc_core import adapters, checkpoint, instructions, mining, paths, runlog, train
 from abc_core.batches import InstructBatches, PairBatches
-from abc_core.config import InstructConfig, PretrainConfig
+from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
 from abc_core.data import caption_ids
 from abc_core.launch import launch
 from abc_core.mined import read_mined
 from abc_core.model import Embedder
 from abc_core.parallel import rank_and_count, wait
 from abc_core.readers import CAPTIONS_TSV, read_genome, read_pairs
+from abc_core.resumable import blank_rows, check_room
 from abc_core.vectors import embed_to_file
 
 
@@ -37,8 +40,17 @@ class Work(NamedTuple):
     validate: Callable | None
 
 
+class _TrainingJob:
+    """What both stages' jobs do with what they `build`."""
+
+    def do(self, run: runlog.Run, report: Callable = print) -> None:
+        """Train in this process, which may be one of several."""
+        made = self.build(run.folder)
+        train.train(run, made.embedder.to(_device()), stage_of(self), made.batches, made.step, self.config, made.validate, report)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PretrainJob:
+class PretrainJob(_TrainingJob):
     """Stage 1: pictures and captions of the folder `pairs`; with `mined`, the pairs and negatives of that file instead of all pairs.
 
     `validation` names folders of pairs; `validation_pairs` of each are embedded. `weights` is the type of the frozen backbone's numbers,
@@ -77,7 +89,7 @@ class PretrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructJob:
+class InstructJob(_TrainingJob):
     """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions."""
 
     config: InstructConfig
@@ -103,46 +115,124 @@ class InstructJob:
         """Read the data, make the embedder, and embed the captions once, into the run's `folder`: they never change (Sec. 3.2)."""
         groups = self.groups()
         captions = sorted({row.caption for group in groups for row in group})
-        embedder = Embedder.load(_path(self.stage1))
+        embedder = Embedder.load(_path(self.stage1), _device())
         adapters.merge_all(embedder)
-        if rank_and_count()[0] == 0:
-            embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width)
-        wait("process 0 to embed the captions")
+        embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width)
         bank = torch.from_numpy(np.load(folder / "bank.npy"))
         adapters.add_lora(embedder, "instruct", **asdict(self.config.lora), seed=self.config.seed)
         batches = InstructBatches(groups, {caption: k for k, caption in enumerate(captions)}, self.config)
         return Work(embedder, batches, partial(train.instruct_step, bank=bank), None)
 
 
-JOBS = {"pretrain": PretrainJob, "instruct": InstructJob}  # stage -> what describes it
+@dataclass(frozen=True, kw_only=True)
+class MineJob:
+    """Steps (2) and (3) of mining (Sec. 3.2): `miner`, the checkpoint of a short stage 1, embeds all pictures and captions of the folder
+    `pairs`; then hard negatives are searched and drawn.
+
+    The embeddings have a run of their own, so that another ε or pool does not embed anew.
+    """
+
+    config: MiningConfig
+    miner: str
+    pairs: str
+    unreadable: float = 0.01  # share of the pictures that may not be decoded; not in the paper
+    name: str = "mined"
+
+    def open(self, lock: bool = True) -> runlog.Run:
+        """The run of this job; see `runlog.open_run`. The size of the tiles is no part of its name, as the result does not depend on it."""
+        numbers = {k: v for k, v in asdict(self.config).items() if k != "tile"}
+        return runlog.open_run(self.name, numbers, self._inputs, lock)
+
+    def plan(self, processes: int = 1) -> mining.Plan:
+        """What the search takes on this machine."""
+        backbone = checkpoint.load(_path(self.miner))[1]["built"]["backbone"]
+        width = AutoConfig.from_pretrained(_path(backbone)).get_text_config().hidden_size
+        return mining.plan(len(self.rows), len(self.rows), width, self.config, processes, _device())
+
+    def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32[N, D] twice, memory maps: pictures, and captions, once the job has embedded them."""
+        folder = self._embedding_run(lock=False).folder
+        return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "captions.npy", mmap_mode="r")
+
+    def mined(self) -> mining.Mined:
+        """What the job has mined; its arrays are memory maps."""
+        return mining.as_mined(np.load(self.open(lock=False).folder / "mined.npy", mmap_mode="r"), self.config)
+
+    def do(self, run: runlog.Run, report: Callable = print) -> None:
+        """Embed and mine in this process, which may be one of several; what a killed call wrote is gone on with."""
+        lead = rank_and_count()[0] == 0
+        report = report if lead else lambda line: None
+        q, c = self._embed(report, run.folder / "mined.npy")
+        ids = caption_ids([p.caption for p in self.rows])
+        mined = mining.mine_to_file(run.folder / "mined.npy", q, c, np.arange(len(q)), ids, self.config, _device(), report)
+        if lead:
+            run.finish(**mined.counts)
+        wait()
+
+    def _embed(self, report: Callable, result: Path) -> tuple[np.ndarray, np.ndarray]:
+        """`embeddings`, made where they are missing; first of all the disk must have room for them and for `result`."""
+        lead = rank_and_count()[0] == 0
+        run = self._embedding_run(lock=lead)
+        if not run.finished:
+            try:
+                images, captions = (run.folder / f"{name}.npy" for name in ("images", "captions"))
+                embedder, n = Embedder.load(_path(self.miner), _device()), len(self.rows)
+                if lead:
+                    size = 4 * n * embedder.width
+                    check_room({images: size, captions: size, result: n * mining.row_type(self.config).itemsize})
+                see = lambda part: embedder.embed(images=[p.image for p in part])  # noqa: E731
+                read = lambda part: embedder.embed(texts=[p.caption for p in part])  # noqa: E731
+                embed_to_file(images, see, self.rows, embedder.width, 64, report, self.unreadable)
+                embed_to_file(captions, read, self.rows, embedder.width, 512, report)
+                if lead:
+                    run.finish(pairs=n, unreadable=[self.rows[k].row for k in blank_rows(images).tolist()])
+                wait()
+            finally:
+                run.release()
+        return self.embeddings()
+
+    def _embedding_run(self, lock: bool) -> runlog.Run:
+        return runlog.open_run("embeddings", {}, self._inputs, lock)
+
+    @cached_property
+    def rows(self):
+        """The N pairs that are embedded."""
+        return read_pairs(_path(self.pairs))[0]
+
+    @cached_property
+    def _inputs(self) -> dict:
+        """Fingerprints of the checkpoint, and of the pairs with the numbers of those that have a picture."""
+        present = str([p.row for p in self.rows])
+        pairs = runlog.fingerprint(_path(self.pairs) / CAPTIONS_TSV, present)
+        return {"miner": runlog.fingerprint(_path(self.miner)), "pairs": pairs}
+
+
+JOBS = {"pretrain": PretrainJob, "instruct": InstructJob, "mine": MineJob}  # stage -> what describes it
 
 
 def stage_of(job) -> str:
-    """ "pretrain" or "instruct"."""
+    """ "pretrain", "instruct" or "mine"."""
     return next(stage for stage, kind in JOBS.items() if isinstance(job, kind))
 
 
 def run_job(job, processes: int = 1, report: Callable = print) -> runlog.Run:
-    """Train what a job describes, or go on, in this process or in several; a finished run is returned as it is.
+    """Do what a job describes, or go on, in this process or in several; a finished run is returned as it is.
 
     Raises:
-        RuntimeError: a process failed; the message has its last words. The run's last checkpoint is intact.
+        RuntimeError: a process failed; the message has its last words. The run's last checkpoint, or what was mined, is intact.
     """
     run = job.open()
     if not run.finished and processes > 1:
         run.release()
         launch(write_job(job, run.folder / "job.yaml"), processes, report)
     elif not run.finished:
-        train_job(job, run, report)
+        job.do(run, report)
     return run
 
 
-def train_job(job, run: runlog.Run, report: Callable = print) -> None:
-    """Train in this process, which may be one of several."""
-    work = job.build(run.folder)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    embedder = work.embedder.to(device)
-    train.train(run, embedder, stage_of(job), work.batches, work.step, job.config, work.validate, report)
+def _device() -> str:
+    """This process's own GPU, or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def write_job(job, path: Path) -> Path:
@@ -161,7 +251,7 @@ def read_job(path: Path):
     kind = JOBS.get(fields.pop("stage", None))
     if kind is None:
         raise ValueError(f"{path}: the stage has to be one of {', '.join(JOBS)}")
-    config = PretrainConfig if kind is PretrainJob else InstructConfig
+    config = get_type_hints(kind)["config"]
     return kind(**fields | {"config": config.from_mapping(fields["config"], str(path))})
 
 

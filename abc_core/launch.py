@@ -1,7 +1,7 @@
-"""Several processes of this machine that train one job, started from a notebook's cell and ended with it.
+"""Several processes of this machine that do one job, started from a notebook's cell and ended with it.
 
 Steps: (1) `launch` starts torch's own launcher on this module and passes its lines on; (2) `main` is what each process runs: it joins the
-others and trains (`abc_core.jobs`). `python -m torch.distributed.run --nproc_per_node N -m abc_core.launch JOB` does the same by hand.
+others and works (`abc_core.jobs`). `python -m torch.distributed.run --nproc_per_node N -m abc_core.launch JOB` does the same by hand.
 
 Whatever ends one of them ends all: torch's launcher ends the others when one fails, the system ends them when their parent is gone, and
 one that waits for another says so, and gives up after ABC_PATIENCE seconds (an hour; see `abc_core.parallel`).
@@ -28,7 +28,7 @@ LAST_STEP = 600  # seconds that a process has, once it is told to stop, to end i
 
 
 def launch(job: Path, processes: int, report: Callable = print) -> None:
-    """Train a job in `processes` processes; Ctrl-C stops them after the step under way, saved, and a second one at once.
+    """Do a job in `processes` processes; Ctrl-C stops training after the step under way, saved, and a second one, or mining, at once.
 
     Raises:
         RuntimeError: a process failed, or was killed; with the last lines that were said.
@@ -57,14 +57,14 @@ def launch(job: Path, processes: int, report: Callable = print) -> None:
         child.wait()
     if child.returncode:
         code = child.returncode
-        how = f"failed with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-        raise RuntimeError("\n".join([f"{job}: training in {processes} processes {how}; the last checkpoint is intact", *said]))
+        how = f"failed with exit code {code}" if code > 0 else f"were ended by {signal.Signals(-code).name}"
+        raise RuntimeError("\n".join([f"{job}: {processes} processes {how}; what they saved is intact", *said]))
 
 
 @record  # torch's launcher ends its report with the traceback of the process that failed first
 def main(words: list[str] | None = None) -> None:
-    """Train a job as one of the processes that torch's launcher started."""
-    from abc_core.jobs import read_job, train_job
+    """Do a job as one of the processes that torch's launcher started."""
+    from abc_core.jobs import read_job
 
     parser = argparse.ArgumentParser(prog="python -m abc_core.launch", description=main.__doc__)
     parser.add_argument("job", type=Path, help="a file of abc_core.jobs.write_job")
@@ -74,7 +74,7 @@ def main(words: list[str] | None = None) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=PATIENCE))
     try:
-        train_job(job, job.open(lock=dist.get_rank() == 0))
+        job.do(job.open(lock=dist.get_rank() == 0))
     except KeyboardInterrupt as stop:
         if dist.get_rank() == 0:
             print(stop, flush=True)
@@ -83,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent process ends, so that nothing trains on behind a notebook that is gone."""
+    """Ask Linux for a SIGTERM when the parent process ends, so that nothing works on behind a notebook that is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

@@ -1,23 +1,26 @@
 """Hard negatives mined by the model itself (Sec. 3.2): almost right captions for every picture, none of them too right.
 
 Steps: (1) `mine` keeps, per query, the candidates whose similarity is at most ε times that of its positive, and of those the `pool` (100)
-most similar, each text once: threshold first, then top-100; (2) it draws `negatives` (7) of the pool at random, seeded per query;
-(3) `random_negatives` and `similarities` give the comparison; (4) `audit` measures, where the truth is known, how many "negatives" are
-true of the picture.
+most similar, each text once: threshold first, then top-100 (`abc_core.search`); (2) it draws `negatives` (7) of the pool at random, seeded
+per query; (3) `random_negatives` and `similarities` give the comparison; (4) `audit` measures, where the truth is known, how many
+"negatives" are true of the picture.
 
-The search is exact and tiled: the embeddings may be memory maps, and what is held besides them does not grow with the corpus.
+`mine` returns arrays; `mine_to_file` does the same tile by tile into a file, resumable, in one process or several; `plan` says before
+what that takes.
 
 Letters: N queries · M candidates · D embedding width · K negatives per query.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-NOTHING = torch.iinfo(torch.int64).min  # a key below every other
-LOW = 2**32 - 1  # the lower half of a key
+from abc_core.resumable import fill, spell, spell_bytes, tiles
+from abc_core.search import decode, read, search
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,20 @@ class Mined:
 
     indices: np.ndarray  # int64[N, K], rows of the candidates, in the order drawn
     scores: np.ndarray  # float32[N, K], their similarity to the query
-    positive_scores: np.ndarray  # float32[N], similarity of the query's own caption
+    positive_scores: np.ndarray  # float32[N], similarity of the query's own caption; NaN for an unreadable picture
     pool_sizes: np.ndarray  # int64[N], candidates drawn from, at most config.pool
-    counts: dict  # queries, too_few (a −1 in the row), empty (nothing but −1), full_pool
+    counts: dict  # queries, too_few (a −1 in the row), empty (nothing but −1), full_pool, unreadable (in none of the others)
 
 
 # --- 1. the search ------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def mine(q, c, positives, caption_ids, config, first_query: int = 0, device: str = "cpu") -> Mined:
     """Mine negatives for each query among the candidates.
 
     Args:
-        q, c: float[N, D] and float[M, D], unit vectors of pictures and captions, arrays or memory maps.
+        q, c: float[N, D] and float[M, D], unit vectors of pictures and captions, arrays or memory maps. A query of zeros is a picture that
+            could not be read: nothing is mined for it.
         positives: int64[N], the row of each query's own caption in `c`.
         caption_ids: int64[M]; captions that share an id say the same: they are never each other's negatives, and one of them, the first,
             stands for all, so that no query is given one negative twice.
@@ -53,27 +56,116 @@ def mine(q, c, positives, caption_ids, config, first_query: int = 0, device: str
     **Paper:** Sec. 3.2, step (3). **Authors' code:** not released; its list has one negative from each of the first seven groups of
     five (`strata=5`). **Caveat:** for a positive score s < 0 the threshold is s − (1−ε)·|s|, as ε·s would lie above s.
     """
-    positives, caption_ids = np.asarray(positives, dtype=np.int64), np.asarray(caption_ids, dtype=np.int64)
-    _check(q, c, positives, caption_ids, config)
-    parts, stands = [], np.zeros(len(c), dtype=bool)
-    stands[np.unique(caption_ids, return_index=True)[1]] = True
-    for rows in _tiles(len(q), config.tile):
-        own = positives[rows]
-        keys, positive_scores = _search(_read(q, rows, "query", device), c, own, caption_ids, stands, config, device)
-        indices, scores = _decode(keys)
-        numbers = np.arange(rows.start, rows.stop) + first_query
-        sizes = (indices >= 0).sum(1)
-        picks = np.stack([_draw(int(n), int(size), config) for n, size in zip(numbers, sizes, strict=True)])  # tile, K; −1 is empty
-        taken = np.where(picks >= 0, np.take_along_axis(indices, picks, 1), -1)
-        parts.append((taken, np.where(picks >= 0, np.take_along_axis(scores, picks, 1), np.nan), positive_scores, sizes))
-    indices, scores, positive_scores, sizes = (np.concatenate(x) for x in zip(*parts, strict=True))
+    rows = _miner(q, c, positives, caption_ids, config, first_query, device)
+    return as_mined(np.concatenate([rows(part) for part in tiles(len(q), config.tile)]), config)
+
+
+def mine_to_file(path: Path, q, c, positives, caption_ids, config, device: str = "cpu", report: Callable | None = None) -> Mined:
+    """`mine`, tile by tile into the file `path`, from which the arrays of the result are mapped; a killed call goes on at its next tile.
+
+    Of several processes, which must all call this, each takes its share of the tiles; the result is the same, bit for bit.
+
+    Args:
+        path: an .npy file; its name must change with whatever the result depends on (a run's folder does).
+    Raises:
+        ValueError: as `mine`, or the file holds rows of other numbers.
+        OSError: no room on the disk, or the file could not be written; what was written stays.
+    """
+    rows = _miner(q, c, positives, caption_ids, config, 0, device)
+    return as_mined(fill(path, len(q), row_type(config), rows, config.tile, report), config)
+
+
+def row_type(config) -> np.dtype:
+    """What a file of `mine_to_file` holds for a query."""
+    k = config.negatives
+    return np.dtype([("indices", np.int64, (k,)), ("scores", np.float32, (k,)), ("positive_score", np.float32), ("pool_size", np.int64)])
+
+
+def as_mined(rows: np.ndarray, config) -> Mined:
+    """The rows of a file of `mine_to_file`, N of `row_type`, by name and counted."""
+    sizes, read_in = rows["pool_size"], ~np.isnan(rows["positive_score"])
     counts = {
         "queries": len(sizes),
-        "too_few": int((indices < 0).any(1).sum()),
-        "empty": int((sizes == 0).sum()),
+        "too_few": int((rows["indices"] < 0).any(1)[read_in].sum()),
+        "empty": int((sizes[read_in] == 0).sum()),
         "full_pool": int((sizes == config.pool).sum()),
+        "unreadable": int((~read_in).sum()),
     }
-    return Mined(indices, scores.astype(np.float32), positive_scores, sizes, counts)
+    return Mined(rows["indices"], rows["scores"], rows["positive_score"], sizes, counts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What mining takes, known before it starts; printed, it is a table."""
+
+    queries: int  # N
+    candidates: int  # M
+    width: int  # D
+    processes: int
+    operations: int  # 2·N·M·D, floating-point, float64
+    speed: float  # such operations a second, of one process
+    embedding_bytes: int  # of both files of float32 vectors
+    result_bytes: int  # of the file of `mine_to_file`
+    reading_bytes: int  # of candidates, by one process, tile after tile; from the page cache where it holds them
+    process_bytes: int  # held by one process besides its model
+
+    @property
+    def seconds(self) -> float:
+        """Of the search alone, at the speed given or measured."""
+        return self.operations / self.speed / self.processes
+
+    def __str__(self) -> str:
+        rows = {
+            "products": f"{self.queries:,} × {self.candidates:,} × {self.width:,}: {self.operations:.3g} floating-point operations",
+            "files": f"{spell_bytes(self.embedding_bytes)} of embeddings, {spell_bytes(self.result_bytes)} of mined rows",
+            "memory": f"{spell_bytes(self.process_bytes)} a process, besides the model",
+            "reading": f"{spell_bytes(self.reading_bytes)} of captions' embeddings a process, over all its tiles",
+            "search": f"{spell(self.seconds)} at {self.speed / 1e9:,.3g} GFLOP/s a process, {self.processes} in all",
+        }
+        return "\n".join(f"{name:9s}{text}" for name, text in rows.items())
+
+
+def plan(queries: int, candidates: int, width: int, config, processes: int = 1, device: str = "cpu", speed: float | None = None) -> Plan:
+    """What `mine_to_file` takes for N queries, M candidates and embeddings of a width, in several processes.
+
+    Args:
+        speed: operations a second of one process; None: measured here, in seconds, on a few real tiles; on CPU the processes share it.
+
+    **Caveat:** the time is that of the search: the model has to embed both sides before, and that is not in it.
+    """
+    n, m = min(config.tile, queries), min(config.tile, candidates)
+    queries_and_scores, candidates_or_masks, pool = 8 * n * (width + m), max(12 * max(n, m) * width, 3 * n * m), 100 * n * config.pool
+    if speed is None:
+        speed = _measured_speed(candidates, width, config, device) / (processes if device == "cpu" else 1)
+    return Plan(
+        queries, candidates, width, processes, operations=2 * queries * candidates * width, speed=speed,
+        embedding_bytes=4 * (queries + candidates) * width, result_bytes=queries * row_type(config).itemsize,
+        reading_bytes=4 * -(-len(tiles(queries, config.tile)) // processes) * candidates * width,
+        process_bytes=queries_and_scores + candidates_or_masks + pool + 8 * queries + 9 * candidates,
+    )  # fmt: skip
+
+
+def _measured_speed(candidates: int, width: int, config, device: str) -> float:
+    """Operations a second of the search, reading and sorting included: a real tile of random queries against two tiles and against eight.
+
+    The first tiles cost more, as they fill the pool; what each further one adds is carried on to all M candidates.
+    """
+    rng, n, many = np.random.default_rng(0), config.tile, min(8 * config.tile, candidates)
+    q, c = (rng.standard_normal((rows, width), dtype=np.float32) / np.float32(width**0.5) for rows in (n, many))
+
+    def clock(m: int) -> float:
+        rows = _miner(q, c[:m], np.arange(n) % m, np.arange(m), config, 0, device)
+        times = []
+        for _ in range(3):  # the fastest, as other work on the machine only slows it down
+            start = time.perf_counter()
+            rows(slice(0, n))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    few = max(1, many // 4)
+    first, seconds = clock(few), clock(many)
+    seconds += max(0.0, seconds - first) / max(1, many - few) * (candidates - many)
+    return 2 * n * candidates * width / seconds
 
 
 def threshold(positive_scores: torch.Tensor, epsilon: float | None) -> torch.Tensor:
@@ -83,49 +175,31 @@ def threshold(positive_scores: torch.Tensor, epsilon: float | None) -> torch.Ten
     return positive_scores - (1 - epsilon) * positive_scores.abs()
 
 
-def _search(q_emb, c, own, caption_ids, stands, config, device) -> tuple[torch.Tensor, np.ndarray]:
-    """Keys int64[n, pool] of the best candidates below the threshold, best first, and the positive scores float32[n] of n queries."""
-    positive = (q_emb * _read(c, own, "candidate", device)).sum(1).float()
-    limit = threshold(positive, config.epsilon)[:, None]
-    own_ids = torch.from_numpy(caption_ids[own]).to(device)[:, None]
-    best = torch.full((len(q_emb), config.pool), NOTHING, device=device)
-    for columns in _tiles(len(c), config.tile):
-        scores = (q_emb @ _read(c, columns, "candidate", device).T).float()  # n, tile
-        said, first = (torch.from_numpy(x[columns]).to(device) for x in (caption_ids, stands))
-        out = (scores > limit) | (own_ids == said) | ~first
-        keys = _encode(scores.masked_fill_(out, -torch.inf), columns.start)
-        best = torch.cat([best, keys], 1).topk(config.pool, dim=1).values
-    return best, positive.cpu().numpy()
+def _miner(q, c, positives, caption_ids, config, first_query: int, device: str) -> Callable:
+    """slice of queries -> the rows mined for them."""
+    positives, caption_ids = np.asarray(positives, dtype=np.int64), np.asarray(caption_ids, dtype=np.int64)
+    _check(q, c, positives, caption_ids, config)
+    said, stands = torch.tensor(caption_ids, device=device), torch.zeros(len(c), dtype=torch.bool, device=device)
+    stands[torch.from_numpy(np.unique(caption_ids, return_index=True)[1]).to(device)] = True
 
+    @torch.no_grad()
+    def rows(part: slice) -> np.ndarray:
+        q_emb, own = read(q, part, "query", device), positives[part]
+        own_ids = said[torch.tensor(own, device=device)]
+        positive = torch.einsum("nd,nd->n", q_emb, read(c, own, "candidate", device)).float()
+        unreadable = ~q_emb.any(1)
+        limit = threshold(positive, config.epsilon).masked_fill(unreadable, -torch.inf)
+        allowed = lambda row, column: stands[column] & (said[column] != own_ids[row])  # noqa: E731
+        indices, scores = (x.cpu().numpy() for x in decode(search(q_emb, c, limit, allowed, config.pool, config.tile)))
+        out = np.empty(len(own), row_type(config))
+        out["positive_score"], out["pool_size"] = positive.masked_fill(unreadable, torch.nan).cpu().numpy(), (indices >= 0).sum(1)
+        for k, size in enumerate(out["pool_size"].tolist()):
+            picks = _draw(first_query + part.start + k, size, config)  # K; −1 is empty
+            out["indices"][k] = np.where(picks >= 0, indices[k, picks], -1)
+            out["scores"][k] = np.where(picks >= 0, scores[k, picks], np.nan)
+        return out
 
-def _encode(scores: torch.Tensor, first: int) -> torch.Tensor:
-    """int64 keys that sort as (score, then lower column first), so that ties never depend on tiles or on the sort."""
-    bits = scores.add_(0.0).view(torch.int32)  # adding 0.0 turns −0.0 into 0.0
-    keys = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()  # integers in the order of the floats
-    columns = torch.arange(first, first + scores.shape[1], device=scores.device)
-    return keys.bitwise_left_shift_(32).bitwise_or_(LOW - columns)
-
-
-def _decode(keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 columns, float32 scores) of keys; −1 and NaN where there was no candidate."""
-    ordered = (keys >> 32).int()
-    scores = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
-    out = ~scores.isfinite()  # left out, or `NOTHING`, whose upper half reads as NaN
-    return (LOW - (keys & LOW)).masked_fill(out, -1).cpu().numpy(), scores.masked_fill(out, torch.nan).cpu().numpy()
-
-
-def _tiles(n: int, size: int) -> Iterator[slice]:
-    return (slice(i, min(i + size, n)) for i in range(0, n, size))
-
-
-def _read(array, rows, what: str, device: str) -> torch.Tensor:
-    """float64 copy of some rows: in double precision a float32 score is the same whatever the tiles, shards and threads."""
-    tile = torch.from_numpy(np.array(array[rows], dtype=np.float64)).to(device)
-    bad = ~tile.isfinite().all(1)
-    if bad.any():
-        row = int(bad.nonzero()[0, 0])
-        raise ValueError(f"the embedding of {what} {row + rows.start if isinstance(rows, slice) else rows[row]} is not finite")
-    return tile
+    return rows
 
 
 def _check(q, c, positives, caption_ids, config) -> None:
@@ -186,11 +260,11 @@ def random_negatives(positives, caption_ids, k: int, seed: int, first_query: int
 def similarities(q, c, indices, tile: int = 256) -> np.ndarray:
     """float32[N, K]: similarity of each query with the candidates that `indices` int64[N, K] names; NaN at −1."""
     parts = []
-    for rows in _tiles(len(q), tile):
+    for rows in tiles(len(q), tile):
         named = np.asarray(indices[rows])
-        found = np.array(c[np.maximum(named, 0).ravel()], dtype=np.float64).reshape(*named.shape, -1)  # n, K, D
-        scores = np.einsum("nd,nkd->nk", np.array(q[rows], dtype=np.float64), found)
-        parts.append(np.where(named >= 0, scores, np.nan).astype(np.float32))
+        found = read(c, np.maximum(named, 0).ravel(), "candidate", "cpu").view(*named.shape, -1)  # n, K, D
+        scores = torch.einsum("nd,nkd->nk", read(q, rows, "query", "cpu"), found).float().numpy()
+        parts.append(np.where(named >= 0, scores, np.float32(np.nan)))
     return np.concatenate(parts)
 
 
@@ -210,7 +284,7 @@ def audit(
     Raises:
         ValueError: lists of another length, or a caption that claims nothing (of which nothing can be said).
     """
-    out = {"positive_similarity": float(mined.positive_scores.mean()), **mined.counts}
+    out = {"positive_similarity": float(np.nanmean(mined.positive_scores)), **mined.counts}
     if shows is None:
         return out | {f"{name}_similarity": float(np.nanmean(s)) for name, s in (("mined", mined.scores), ("random", random_scores))}
     if len(shows) != len(mined.indices) or len(random) != len(mined.indices):

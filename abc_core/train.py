@@ -35,7 +35,7 @@ def pretrain_step(embedder, batch: Batch, config, rows: Rows | None = None) -> t
     rows = rows or Rows()
     q_emb, seen = rows(embedder.encode_images, batch.images, batch.instructions)  # B, D
     c_emb, read = rows(embedder.encode_texts, batch.candidates)  # B·(1+K), D
-    ids = gather(batch.candidate_ids)
+    ids = gather(batch.candidate_ids.to(q_emb.device))
     duplicates = duplicate_mask(ids[:: len(c_emb) // len(q_emb)], ids)
     loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
     return loss, out | {k: seen[k] + read[k] for k in seen}
@@ -50,7 +50,8 @@ def instruct_step(embedder, batch: Batch, config, bank: torch.Tensor, rows: Rows
     """
     rows = rows or Rows()
     q_emb, seen = rows(partial(_encode_instructed, embedder), batch.images, batch.instructions)  # B = images · instructions, D
-    c_emb, ids = gather(bank[batch.candidates]), gather(batch.candidate_ids)  # B·(1+K), D
+    own = bank[batch.candidates], batch.candidate_ids  # the bank stays where it is, a batch of it moves
+    c_emb, ids = (gather(rows_of.to(q_emb.device)) for rows_of in own)  # B·(1+K), D
     duplicates = duplicate_mask(ids[:: len(c_emb) // len(q_emb)], ids)
     loss, out = info_nce(q_emb, c_emb, embedder.temperature(), duplicates, label_smoothing=config.label_smoothing)
     return loss, out | seen

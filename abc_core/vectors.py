@@ -1,51 +1,63 @@
-"""Embeddings of a whole corpus in a memory-mapped file: written batch by batch, resumable, never in memory at once."""
+"""Embeddings of a whole corpus in a memory-mapped file, made by one process or several, resumable (`abc_core.resumable`)."""
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from abc_core.data import whole_file
+from abc_core.parallel import rank_and_count
+from abc_core.resumable import blank_rows, fill
 
 
-def embed_to_file(path: Path, embed: Callable, items: Sequence, width: int, batch: int = 512, report: Callable | None = None) -> np.ndarray:
-    """float32[N, D] memory map of `embed(items)`, written `batch` items at a time; a killed call goes on where it stopped.
+def embed_to_file(
+    path: Path,
+    embed: Callable,
+    items: Sequence,
+    width: int,
+    batch: int = 512,
+    report: Callable | None = None,
+    unreadable: float = 0.0,
+) -> np.ndarray:
+    """float32[N, D] memory map of `embed(items)`, `batch` items at a time; a killed call goes on where it stopped.
+
+    Of several processes, which must all call this, each embeds its share.
 
     Args:
         path: an .npy file; its name must change with whatever the embeddings depend on (a run's folder does).
-        embed: list of items -> float32[n, D].
+        embed: list of items -> float32[n, D]. If it raises ValueError or FileNotFoundError, as `data.open_image` does, the item that is to
+            blame is found, and its row stays zero.
+        unreadable: share of the items that may be so; they are counted and named in `report`.
     Raises:
-        ValueError: the file holds another number of items or another width, or an embedding is not finite.
-        OSError: the file could not be written; what was written stays.
+        ValueError: the file holds another number of items or another width, an embedding is not finite, or too many items are unreadable.
+        OSError: no room on the disk, or the file could not be written; what was written stays.
     """
-    path, progress = Path(path), Path(path).with_suffix(".progress.json")
-    done = json.loads(progress.read_text())["done"] if progress.exists() and path.exists() else 0
-    with _naming(path):
-        array = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float32, None if done else (len(items), width))
-    if array.shape != (len(items), width):
-        raise ValueError(f"{path} holds embeddings {array.shape}; {(len(items), width)} are wanted. Delete it to begin anew")
-    for start in range(done, len(items), batch):
-        chosen = list(items[start : start + batch])
-        part = _checked(path, embed(chosen), start, (len(chosen), width))
-        with _naming(path), path.open("r+b") as file:  # not through the map, which on a full disk would kill the process without a word
-            file.seek(array.offset + start * array.strides[0])
-            file.write(part.tobytes())
-        with whole_file(progress) as partial:
-            partial.write_text(json.dumps({"done": start + len(part)}))
-        if report is not None and (start // batch) % 8 == 7:
-            report(f"{path.name}: {start + len(part):,} of {len(items):,} embedded")
-    return np.load(path, mmap_mode="r")
+    why: dict[int, Exception] = {}  # of this process's unreadable items
 
+    def part(first: int, chosen: list) -> np.ndarray:
+        try:
+            vectors = embed(chosen)
+        except (ValueError, FileNotFoundError) as error:
+            if not unreadable:
+                raise
+            if len(chosen) == 1:
+                why[first] = error
+                return np.zeros((1, width), dtype=np.float32)
+            half = len(chosen) // 2
+            return np.concatenate([part(first, chosen[:half]), part(first + half, chosen[half:])])
+        return _checked(path, vectors, first, (len(chosen), width))
 
-@contextmanager
-def _naming(path: Path):
-    """An OSError inside the block names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"could not write {path}: {error}. Is the disk full?") from error
+    def make(rows: slice) -> np.ndarray:
+        return part(rows.start, [items[k] for k in range(rows.start, rows.stop)])
+
+    def name(k: int) -> str:
+        return str(why.get(k, items[k]))
+
+    array = fill(path, len(items), np.dtype((np.float32, (width,))), make, batch, report, unreadable, name)
+    blank = blank_rows(path)
+    if report is not None and len(blank) and rank_and_count()[0] == 0:
+        shown = "; ".join(f"item {k}: {name(k)}" for k in blank[:3].tolist())
+        report(f"{Path(path).name}: {len(blank):,} of {len(items):,} items are unreadable and stay zero, such as {shown}")
+    return array
 
 
 def _checked(path: Path, part: np.ndarray, start: int, shape: tuple[int, int]) -> np.ndarray:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ import torch
 import yaml
 from test_train import TIMES, small_backbone
 
-from abc_core import checkpoint, launch, paths
-from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
-from abc_core.jobs import InstructJob, PretrainJob, read_job, run_job, write_job
+from abc_core import checkpoint, launch, paths, resumable
+from abc_core.config import InstructConfig, LoraConfig, MiningConfig, PretrainConfig
+from abc_core.jobs import InstructJob, MineJob, PretrainJob, read_job, run_job, write_job
 from abc_core.mined import write_mined
 from abc_core.model import Embedder
 from abc_core.openmoji.world import World, draw_part
@@ -63,6 +64,11 @@ def instruct_job(world, stage1) -> InstructJob:
     return InstructJob(config=config, stage1=str(stage1), regions=world[3])
 
 
+def mine_job(world, miner, **changes) -> MineJob:
+    numbers = {"epsilon": 1.0, "pool": 4, "negatives": 2, "tile": 2}
+    return MineJob(config=MiningConfig(**numbers | changes), miner=str(miner), pairs=world[1])
+
+
 def quiet(line: str) -> None:
     """Reports nothing."""
 
@@ -94,6 +100,55 @@ def test_two_processes_train_what_one_trains(stage, world, runs, monkeypatch, tm
     assert sum(line.startswith(f"{stage}: ") for line in said) == 1  # the first process alone reports
     assert Embedder.load(two.folder).embed(texts=["an owl"]).shape == (1, 32)
     assert run_job(job, 2, said.append).finished
+
+
+@pytest.fixture(scope="module")
+def miner(world, tmp_path_factory):
+    """The checkpoint of a short stage 1."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs_at(tmp_path_factory.mktemp("miner"), patch)
+        return run_job(replace(pretrain_job(world, steps=1, negatives=0), mined=None), report=quiet).folder / "model.safetensors"
+
+
+def test_two_processes_mine_what_one_mines_and_another_threshold_embeds_nothing_anew(world, miner, runs, monkeypatch, tmp_path):
+    job = mine_job(world, miner)
+    plan = job.plan()
+    one = run_job(job, report=quiet)
+    (q, c), mined = job.embeddings(), job.mined()
+    assert q.shape == c.shape == (12, 32) == (plan.queries, plan.width) and mined.counts == one.result()
+    assert plan.result_bytes < (one.folder / "mined.npy").stat().st_size < plan.result_bytes + 400
+    again = run_job(mine_job(world, miner, tile=5), report=pytest.fail)
+    assert again.folder == one.folder, "the size of the tiles is not in the name of the run"
+    other = mine_job(world, miner, epsilon=0.5)
+    monkeypatch.setattr(Embedder, "load", pytest.fail)
+    assert run_job(other, report=quiet).folder != one.folder and other.mined().pool_sizes.sum() < mined.pool_sizes.sum()
+    runs_at(tmp_path / "two", monkeypatch)
+    two = run_job(job, 2, quiet)
+    assert two.finished and two.folder.name == one.folder.name and two.folder != one.folder
+    assert (two.folder / "mined.npy").read_bytes() == (one.folder / "mined.npy").read_bytes()
+    for file in ("images.npy", "captions.npy"):
+        name = next(p.parent.name for p in (tmp_path / "two").glob(f"embeddings-*/{file}"))
+        assert (runs / name / file).read_bytes() == (tmp_path / "two" / name / file).read_bytes()
+
+
+def test_an_unreadable_picture_does_not_stop_mining_and_is_named(world, miner, runs, tmp_path):
+    pairs = draw_part(tmp_path, "cc", 110, SMALL)
+    row = read_pairs(pairs)[0][7]
+    row.image.write_bytes(row.image.read_bytes()[:200])
+    said, job = [], replace(mine_job(world, miner), pairs=str(pairs))
+    counts = run_job(job, report=said.append).result()
+    assert counts["unreadable"] == 1 and (job.mined().indices[7] == -1).all() and not job.embeddings()[0][7].any()
+    assert (job.mined().indices == 7).any(), "its caption stays a candidate"
+    assert any("1 of 110 items are unreadable" in line and row.image.name in line for line in said)
+    (embedded,) = runs.glob("embeddings-*/result.json")
+    assert '"unreadable": [\n  7\n ]' in embedded.read_text()
+
+
+def test_mining_is_refused_if_the_disk_has_no_room_for_all_its_files(world, miner, runs, monkeypatch):
+    monkeypatch.setattr(resumable.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000))
+    with pytest.raises(OSError, match=r"3 kB free; images\.npy, captions\.npy, mined\.npy need 3\.504 kB more"):
+        run_job(mine_job(world, miner), report=quiet)
+    assert not list(runs.glob("embeddings-*/*.npy"))
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------------------
@@ -132,11 +187,11 @@ def press_ctrl_c(_=None) -> None:
 FAULTS = {
     "a killed process": (
         lambda runs: os.kill(workers(runs)[1], signal.SIGKILL),
-        r"training in 2 processes failed with exit code 1; the last checkpoint is intact\n(.*\n)*.*SIGKILL",
+        r"2 processes failed with exit code 1; what they saved is intact\n(.*\n)*.*SIGKILL",
     ),
     "torch's launcher killed": (
         lambda runs: os.kill(parent(workers(runs)[1]), signal.SIGKILL),
-        r"training in 2 processes was ended by SIGKILL; .*\n(.*\n)*stopped after step \d+ of 40; run again to continue",
+        r"2 processes were ended by SIGKILL; .*\n(.*\n)*stopped after step \d+ of 40; run again to continue",
     ),
     "a full disk": (fill_the_disk, r"could not write the checkpoint .*last\.safetensors: .*disk full\? The previous checkpoint is intact"),
     "Ctrl-C": (press_ctrl_c, r"^stopped after step \d+ of 40; run again to continue$"),
@@ -202,8 +257,10 @@ def test_nothing_trains_on_behind_a_notebook_that_is_gone(world, runs):
     run.release()
     file = write_job(job, run.folder / "job.yaml")
     notebook = subprocess.Popen([sys.executable, "-c", f"from abc_core.launch import launch; launch({str(file)!r}, 2)"], stdout=-1)
-    until(lambda: len(run.rows()) >= 2, notebook)
-    notebook.kill()
+    try:
+        until(lambda: len(run.rows()) >= 2, notebook)
+    finally:
+        notebook.kill()
     until(lambda: not subprocess.run(["pgrep", "-f", str(file)], stdout=-1).stdout.strip())
     step = checkpoint.load(run.folder / "last.safetensors")[1]["step"]
     assert 2 <= step == len(run.rows()) < 5_000
@@ -218,10 +275,10 @@ def until(true, process=None, seconds: float = 90) -> None:
 
 
 def test_a_job_comes_back_from_its_file_and_an_impossible_one_is_named(world, tmp_path):
-    for job in (pretrain_job(world), instruct_job(world, "somewhere")):
+    for job in (pretrain_job(world), instruct_job(world, "somewhere"), mine_job(world, "somewhere")):
         assert read_job(write_job(job, tmp_path / "job.yaml")) == job
     fields = yaml.safe_load((tmp_path / "job.yaml").read_text())
-    wrong = [({"stage": "both"}, "the stage has to be one of pretrain, instruct"), ({"config": {"steps": "1e3"}}, "steps = '1e3'")]
+    wrong = [({"stage": "both"}, "the stage has to be one of pretrain, instruct, mine"), ({"config": {"pool": "1e3"}}, "pool = '1e3'")]
     for change, message in wrong:
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(fields | change))
         with pytest.raises(ValueError, match=message):
