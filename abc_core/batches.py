@@ -1,17 +1,19 @@
 """What the two steps of training are fed: which pictures, instructions and candidates belong to step k, by (seed, k) alone.
 
-Steps: (1) `positions` reads rows off epochs that are shuffled anew; (2) `PairBatches` (stage 1) and `InstructBatches` (stage 2) turn a
-step's number into a `Batch`, so that a resumed run sees what the killed one would have seen. Of several processes each reads and decodes
-its own share of the batch; a picture's instructions stay together.
+Steps: (1) `positions` reads rows off epochs that are shuffled anew; (2) `readable` decodes pictures, and gives the place of a broken one to
+another; (3) `PairBatches` (stage 1) and `InstructBatches` (stage 2) turn a step's number into a `Batch`, so that a resumed run sees what
+the killed one would have seen. Of several processes each reads and decodes its own share of the batch; a picture's instructions stay
+together.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from abc_core.data import caption_ids, open_image
+from abc_core.data import UnreadableImage, caption_ids, open_image
 from abc_core.parallel import rank_and_count, share
 
 
@@ -23,6 +25,7 @@ class Batch:
     instructions: list[list[str | None]]  # per picture; [None] without
     candidates: list  # C captions, or rows of the frozen bank
     candidate_ids: torch.Tensor  # int64[C]
+    unreadable: Sequence[str] = ()  # what is wrong with each picture that another took the place of
 
 
 def positions(step: int, count: int, rows: int, seed: int) -> np.ndarray:
@@ -36,21 +39,54 @@ def positions(step: int, count: int, rows: int, seed: int) -> np.ndarray:
     return order[offset : offset + count]
 
 
+def readable(places: Sequence[int], image: Callable, count: int, step: int) -> tuple[list, list[int], list[str]]:
+    """Decode the pictures `image(place)`; a broken one gives its place to another of the `count`, the same in every process and run.
+
+    Returns:
+        PIL pictures; the places that they are of; and what is wrong with each broken one.
+    Raises:
+        ValueError: more than one, and more than a tenth, of `places` are broken: it is the data set then, not a picture.
+        OSError: a file is gone, or the disk does not give it; nothing takes its place, as it may be there again in the next run.
+    """
+    pictures, taken, broken = [], [], []
+    for wanted in map(int, places):
+        for place in _stand_ins(wanted, count):
+            try:
+                pictures.append(open_image(image(place)))
+                taken.append(place)
+                break
+            except UnreadableImage as error:
+                broken.append(str(error))
+                if len(broken) > max(1, len(places) // 10):
+                    said = "\n".join(broken[:3])
+                    raise ValueError(f"{len(broken)} of {len(places)} pictures of step {step} cannot be read:\n{said}") from error
+    return pictures, taken, broken
+
+
+def _stand_ins(place: int, count: int) -> Iterator[int]:
+    """A place and those that may take its picture's: drawn, as its neighbours lie beside it on a disk and are damaged with it."""
+    yield place
+    rng = np.random.default_rng(place)
+    while True:
+        yield (place + int(rng.integers(1, max(2, count)))) % count
+
+
 @dataclass(frozen=True)
 class PairBatches:
     """Stage-1 batches of (picture, caption) pairs.
 
-    captions: all N captions of the set; a pair's own is captions[pair.row]. caption_ids int64[N]: equal for equal captions.
+    pairs, captions: lists, or sequences that read from disk (`pairs.Pairs`). captions: all N captions of the set; a pair's own is
+    captions[pair.row]. caption_ids int64[N]: equal for equal captions.
     negatives: int64[N, K], rows of the set, -1 where a pair has fewer (a random row takes the place); None: in-batch negatives only.
 
     Raises:
         ValueError: fewer columns of negatives than the config wants.
     """
 
-    pairs: list
-    captions: list[str]
+    pairs: Sequence
+    captions: Sequence[str]
     caption_ids: np.ndarray
-    negatives: np.ndarray | None
+    negatives: np.ndarray | None  # or what gives its rows, as `mined.Padded` does
     config: object
 
     def __post_init__(self):
@@ -59,17 +95,19 @@ class PairBatches:
             raise ValueError(f"the config wants {self.config.negatives} negatives of each picture; {given} are given")
 
     def __call__(self, step: int) -> Batch:
-        everyones = [self.pairs[i] for i in positions(step, self.config.queries, len(self.pairs), self.config.seed)]
-        rows = np.array([p.row for p in everyones])
+        everyones = positions(step, self.config.queries, len(self.pairs), self.config.seed)
+        shape = len(everyones), self.config.negatives
+        spare = np.random.default_rng([self.config.seed, step, 1]).integers(len(self.captions), size=shape)
+        mine, spare = (share(rows, *rank_and_count()) for rows in (everyones, spare))
+        images, taken, unreadable = readable(mine, lambda i: self.pairs[i].image, len(self.pairs), step)
+        rows = np.array([self.pairs[i].row for i in taken])
         columns = [rows[:, None]]
         if self.negatives is not None:
-            chosen = self.negatives[rows, : self.config.negatives]
-            spare = np.random.default_rng([self.config.seed, step, 1]).integers(len(self.captions), size=chosen.shape)
+            chosen = self.negatives[rows][:, : self.config.negatives]
             columns.append(np.where(chosen >= 0, chosen, spare))
-        wanted = share(np.concatenate(columns, axis=1), *rank_and_count()).ravel()
-        pairs = share(everyones, *rank_and_count())
-        images = [open_image(p.image) for p in pairs]
-        return Batch(images, [[None]] * len(pairs), [self.captions[r] for r in wanted], torch.from_numpy(self.caption_ids[wanted]))
+        wanted = np.concatenate(columns, axis=1).ravel()
+        captions = [self.captions[r] for r in wanted]
+        return Batch(images, [[None]] * len(images), captions, torch.from_numpy(self.caption_ids[wanted]), unreadable)
 
 
 @dataclass(frozen=True)
@@ -96,13 +134,17 @@ class InstructBatches:
         return caption_ids(sorted(self.bank_rows, key=self.bank_rows.get))
 
     def __call__(self, step: int) -> Batch:
-        everyones = [self.groups[g] for g in positions(step, self.config.images, len(self.groups), self.config.seed)]
-        own = np.array([self.bank_rows[r.caption] for g in everyones for r in g])
-        candidates = np.concatenate([own[:, None], self._others(step, own)], axis=1)
-        rows = share(candidates, *rank_and_count()).ravel()
-        groups = share(everyones, *rank_and_count())
-        images = [open_image(g[0].image) for g in groups]
-        return Batch(images, [[r.instruction for r in g] for g in groups], torch.from_numpy(rows), torch.from_numpy(self.bank_ids[rows]))
+        everyones = positions(step, self.config.images, len(self.groups), self.config.seed)
+        others = self._others(step, self._own(everyones))  # without those of a picture that takes another's place: all processes draw alike
+        mine, count = share(everyones, *rank_and_count()), len(self.groups)
+        images, taken, unreadable = readable(mine, lambda g: self.groups[g][0].image, count, step)
+        rows = np.concatenate([self._own(taken)[:, None], share(others, *rank_and_count())], axis=1).ravel()
+        asked = [[r.instruction for r in self.groups[g]] for g in taken]
+        return Batch(images, asked, torch.from_numpy(rows), torch.from_numpy(self.bank_ids[rows]), unreadable)
+
+    def _own(self, groups: Sequence[int]) -> np.ndarray:
+        """int64[B]: the rows of the bank that the instructions of pictures ask for."""
+        return np.array([self.bank_rows[r.caption] for g in groups for r in self.groups[g]])
 
     def _others(self, step: int, own: np.ndarray) -> np.ndarray:
         """int64[B, K]: rows of the bank that are nobody's own, each once for all queries; fewer if the bank has no more."""

@@ -14,9 +14,10 @@ import torch
 
 from abc_core import cost, memory, notebooks, paths
 from abc_core.config import InstructConfig
+from abc_core.instructions import instructed_files
 from abc_core.memory import GIB, LIMIT, config_of
 from abc_core.openmoji.world import PARTS
-from abc_core.readers import CAPTIONS_TSV
+from abc_core.pairs import CAPTIONS_TSV, has_pairs
 
 GENOME = ("region_descriptions.json", "image_data.json", "instructions.jsonl", "VG_100K")
 LAYOUTS = {"backbone": ("config.json",), "validation_data": (CAPTIONS_TSV,), "data": GENOME, "training_data": GENOME}  # parameter -> files
@@ -37,8 +38,14 @@ DRAWN_COUNTS = (("data", "pairs"), ("data", "pictures"), ("training_data", "trai
 def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
     """Folder -> files of its layout that are not there, of every folder that a notebook's parameters name; parts of the world are drawn."""
     layouts = LAYOUTS | ({"data": (CAPTIONS_TSV,)} if stem == "01_mining" else {})
-    named = [(source, name) for name in layouts if name in values for source in _sources(values[name])]
-    return {paths.ROOT / s: [f for f in layouts[n] if not (paths.ROOT / s / f).exists()] for s, n in named if s not in PARTS}
+    named = [(paths.ROOT / s, layouts[name]) for name in layouts if name in values for s in _sources(values[name]) if s not in PARTS]
+    return {at: [file for file in files if not _there(at, file)] for at, files in named}
+
+
+def _there(folder: Path, file: str) -> bool:
+    """Is a file there, or does another layout stand in: tar shards for the table, ABC-VG-Instruct for Visual Genome?"""
+    shards, drawn = file == CAPTIONS_TSV and has_pairs(folder), file in GENOME and instructed_files(folder)
+    return bool((folder / file).exists() or shards or drawn)
 
 
 def _sources(value) -> list[str]:

@@ -1,21 +1,26 @@
 """Pictures and texts as the readers take them in: bounded decoding, comparison of captions, and an account of what was left out.
 
 (1) `open_image` decodes any picture to RGB, within bounds; (2) `normalise` makes captions comparable; (3) `Pictures` finds files with
-one listing per folder; (4) `Skipped` counts and names what a reader left out. The layouts themselves are in `abc_core.readers`.
+one listing per folder; (4) `Skipped` counts and names what a reader left out. The layouts are in `abc_core.pairs`, `mined` and `readers`.
 Rows count from 0 everywhere, as the `negatives` of ABC-Pretraining-Data do.
 """
 
 import errno
+import hashlib
+import io
 import json
 import os
+import struct
 import unicodedata
 import zlib
+from array import array
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,7 +28,12 @@ from PIL import Image, ImageOps
 from abc_core.paths import inside
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM")  # decoders that only decode; PostScript, for one, would run a program
-_BROKEN = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError, zlib.error)  # what decoders raise on bad bytes
+_BROKEN = (  # what decoders raise on bad bytes
+    OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, AttributeError, AssertionError, OverflowError,
+    struct.error, zlib.error,
+)  # fmt: skip
+NUMBER = (int, float)  # for `field_of`
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -32,15 +42,45 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def caption_ids(captions: Sequence[str]) -> np.ndarray:
-    """int64[N]: captions that are equal after `normalise` and without regard to case share a number."""
-    return np.unique([normalise(c).casefold() for c in captions], return_inverse=True)[1].astype(np.int64)
+def caption_id(caption: str) -> int:
+    """A number of 64 bits that captions share which are equal after `normalise` and without regard to case.
+
+    It is a hash of the caption alone, the same in every set, process and run. Two different captions of N share one by chance with a
+    probability of N² / 2⁶⁵: 2.4e-7 for three million.
+    """
+    said = normalise(caption).casefold().encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little", signed=True)
+
+
+def caption_ids(captions: Iterable[str]) -> np.ndarray:
+    """int64[N]: the `caption_id` of each."""
+    return np.fromiter(map(caption_id, captions), dtype=np.int64)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------------
 
 
-def open_image(source: Path | Image.Image, max_pixels: int = 50_000_000) -> Image.Image:
+class Member(NamedTuple):
+    """A picture inside a tar file: `size` bytes of it from `offset` on."""
+
+    path: Path  # of the tar file
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.name}"
+
+
+class UnreadableImage(ValueError):
+    """A picture that is there and cannot be decoded, today or tomorrow; `source` is what `open_image` was given."""
+
+    def __init__(self, message: str, source):
+        super().__init__(message)
+        self.source = source
+
+
+def open_image(source: Path | Member | Image.Image, max_pixels: int = 50_000_000) -> Image.Image:
     """Decode the first frame of a picture to upright RGB; its size is read from the header and checked before anything is decoded.
 
     A PIL picture in place of a path is treated alike.
@@ -48,22 +88,35 @@ def open_image(source: Path | Image.Image, max_pixels: int = 50_000_000) -> Imag
     Transparent pixels show white. 16-bit grey levels are scaled to 8 bits, not clipped.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a picture, truncated, or of more than `max_pixels` pixels; the message names the file.
+        OSError: the file is not there or the disk does not give it (FileNotFoundError, PermissionError, …), which may pass.
+        UnreadableImage: not a picture, truncated, or of more than `max_pixels` pixels, a ValueError; the message names the file.
     """
     try:
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS) as picture:
+        with _opened(source, max_pixels) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError:
-        raise
     except _BOMB as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise UnreadableImage(f"{source}: {error}", source) from error
     except _BROKEN as error:
-        raise ValueError(f"{source} is not a whole picture in one of {', '.join(FORMATS)}: {error}") from error
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):  # of the system, not of a decoder; EINVAL: a seek to a false offset
+            raise
+        raise UnreadableImage(f"{source} is not a whole picture in one of {', '.join(FORMATS)}: {error}", source) from error
+
+
+def _opened(source: Path | Member | Image.Image, max_pixels: int):
+    """A context that yields the picture, its header read."""
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if not isinstance(source, Member):
+        return Image.open(source, formats=FORMATS)
+    if source.size > 8 * max_pixels:  # no picture of so few pixels needs so many bytes, and they are read at once
+        raise ValueError(f"{source.size:,} bytes are more than a picture of {max_pixels:,} pixels may have")
+    with source.path.open("rb") as file:
+        file.seek(source.offset)
+        return Image.open(io.BytesIO(file.read(source.size)), formats=FORMATS)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -80,32 +133,68 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 class Pictures:
-    """The files below a folder, found with one directory listing per sub-folder instead of a look at the disk per row."""
+    """The files below a folder, found with one directory listing per sub-folder instead of a look at the disk per row.
+
+    A listing is held as 64-bit hashes of the names, 8 bytes a file. A missing file is taken for present with a probability of one in
+    10¹² for millions of files, and then found missing when it is opened.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self._parents: dict[str, tuple[Path, frozenset[str]]] = {}
+        self.listed: dict[str, int] = {}  # sub-folder -> when it last changed, in ns, looked up before it was listed; -1: it is not there
+        self._parents: dict[str, array] = {}
 
-    def find(self, relative: str) -> Path | None:
-        """The path of an existing file, or None. Raises ValueError if `relative` leaves the folder."""
+    def __contains__(self, relative: str) -> bool:
+        """Is there such a file? Raises ValueError if `relative` leaves the folder."""
         cut = relative.rfind("/") + 1
         parent, name = relative[:cut], relative[cut:]  # "images/", "0.jpg"
         if parent not in self._parents:
             path = inside(self.folder, parent or ".")
-            self._parents[parent] = path, frozenset(file_names(path))
-        path, names = self._parents[parent]
-        return path / name if name in names else None
+            self.listed[parent] = changed(path)
+            self._parents[parent] = array("q", np.sort(np.fromiter(map(hash, file_names(path)), dtype=np.int64)).tobytes())
+        names, key = self._parents[parent], hash(name)
+        at = bisect_left(names, key)
+        return at < len(names) and names[at] == key
+
+    def find(self, relative: str) -> Path | None:
+        """The path of an existing file, or None. Raises ValueError if `relative` leaves the folder."""
+        return self.folder / relative if relative in self else None
 
 
-def file_names(folder: Path) -> list[str]:
+def changed(path: Path) -> int:
+    """When a file or folder last changed, in ns since 1970; -1 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return -1
+        raise
+
+
+def file_names(folder: Path) -> Iterator[str]:
     """Names of the files in a folder; none if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return [e.name for e in entries if e.is_file()]
+            yield from (e.name for e in entries if e.is_file())
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            return []
-        raise
+        if error.errno not in _ABSENT:
+            raise
+
+
+def usable(pictures: Pictures, caption: str, relative: str, skipped: "Skipped", file: Path, row: int) -> bool:
+    """Does a row have a caption and a picture? If not, it is counted in `skipped`."""
+    try:
+        if not caption.strip():
+            skipped.leave_out("empty caption", file, row, caption)
+        elif "://" in relative:
+            skipped.leave_out("picture is a web address, not a downloaded file", file, row, relative)
+        elif relative in pictures:
+            return True
+        else:
+            skipped.leave_out("missing picture", file, row, relative)
+    except ValueError:
+        skipped.leave_out("path leaves the folder", file, row, relative)
+    return False
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------------

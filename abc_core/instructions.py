@@ -3,16 +3,19 @@
 Steps: (1) `select_regions` drops the five largest boxes of a picture and draws four of the rest; (2) `read_instructions` reads the
 instructions that were made for regions (in the paper by a language model, Appendix A; in the embedded world by templates);
 (3) `instruct` draws one for each region. Every draw depends on the seed and the picture alone, not on the other pictures.
+
+`read_instructed` reads what comes out of all three, in the layout in which the authors released theirs (ABC-VG-Instruct).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from abc_core.data import Skipped, expect, field_of, read_json_lines
+from abc_core import index
+from abc_core.data import NUMBER, Pictures, Skipped, expect, field_of, read_json_lines, shorten
 from abc_core.readers import GenomeImage, Region
 
 Options = dict[str, list[str]]  # of one region: kind of instruction -> its wordings
@@ -154,3 +157,73 @@ def by_image(rows: list[Instructed]) -> list[list[Instructed]]:
 def all_texts(path: Path) -> list[str]:
     """Every wording of every instruction of a file: what must not occur in a benchmark that tests on others."""
     return [text for options in read_instructions(path)[0].values() for texts in options.values() for text in texts]
+
+
+# --- ABC-VG-Instruct ------------------------------------------------------------------------------------------------------------
+
+
+def instructed_files(folder: Path) -> list[Path]:
+    """The files of a folder in the layout of ABC-VG-Instruct, Parquet (in data/ perhaps) or JSON lines; none of a folder in another."""
+    folder = Path(folder)
+    if (folder / "region_descriptions.json").exists():
+        return []
+    lines = [path for path in folder.glob("*.jsonl") if path.name != "instructions.jsonl"]
+    return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]) or sorted(lines)
+
+
+def read_instructed(folder: Path) -> tuple[list[list[Instructed]], Skipped]:
+    """Instructed regions, picture by picture, in the layout of ABC-VG-Instruct.
+
+    A row is a picture; its columns "0", "1", … ("3" in the released set) are regions {id, image, instruction, phrase, x, y, width, height}.
+    Pictures are `{image}.jpg` in the folder, or in VG_100K/ and VG_100K_2/ below it. A row with a region that cannot be used is left out.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        ValueError: a row is not in the layout, or none can be used; the message has file, row and value.
+    """
+    files, pictures, skipped, groups = instructed_files(folder), Pictures(folder), Skipped(), []
+    if not files:
+        raise FileNotFoundError(f"{folder} has no *.parquet, data/*.parquet or *.jsonl in the layout of ABC-VG-Instruct")
+    for path, row, entry in _instructed_rows(files):
+        where = f"{path} row {row}"
+        regions = [entry[name] for name in sorted(filter(str.isdecimal, entry), key=int)] if isinstance(entry, dict) else []
+        if not regions:
+            raise ValueError(f'{where} has no columns "0", "1", …: {shorten(entry)}')
+        if None in regions:
+            skipped.leave_out("region that is missing", path, row, regions)
+            continue
+        group = [_instructed(region, f"{where}, region {k}") for k, region in enumerate(regions)]
+        names = [f"{part}{group[0].image_id}.jpg" for part in ("", "VG_100K_2/", "VG_100K/")]
+        found = next((name for name in names if name in pictures), None)
+        if len({r.image_id for r in group}) > 1:
+            skipped.leave_out("regions of several pictures", path, row, [r.image_id for r in group])
+        elif not all(r.instruction.strip() and r.caption.strip() for r in group):
+            skipped.leave_out("empty instruction or phrase", path, row, [(r.instruction, r.caption) for r in group])
+        elif found is None:
+            skipped.leave_out("missing picture", path, row, names[0])
+        else:
+            groups.append([r._replace(image=Path(folder) / found) for r in group])
+    if not groups:
+        raise ValueError(f"{folder} has no row that can be used\n{skipped}")
+    return groups, skipped
+
+
+def _instructed_rows(files: list[Path]) -> Iterator[tuple[Path, int, Any]]:
+    """(file, row, content) of all rows."""
+    for path in files:
+        if path.suffix == ".jsonl":
+            yield from ((path, row, entry) for row, entry in read_json_lines(path))
+        else:
+            batches = index.parquet(path).iter_batches(1024)
+            yield from ((path, row, entry) for row, entry in enumerate(entry for batch in batches for entry in batch.to_pylist()))
+
+
+def _instructed(region: Any, where: str) -> Instructed:
+    """A region of a row, its picture not yet looked for. Numbers of pictures and regions may be written as text."""
+    numbers = [field_of(region, name, (int, str), where) for name in ("image", "id")]
+    for name, value in zip(("image", "id"), numbers):
+        if not str(value).isdecimal():
+            raise ValueError(f"{where}: {name!r} is no number: {shorten(value)}")
+    box = tuple(float(field_of(region, name, NUMBER, where)) for name in ("x", "y", "width", "height"))
+    said = (field_of(region, name, str, where) for name in ("instruction", "phrase"))
+    return Instructed(Path(), *map(int, numbers), box, "released", *said)

@@ -5,6 +5,7 @@ data and makes the embedder, then trains or mines; (3) `run_job` does that here,
 the run's folder.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -21,12 +22,12 @@ from transformers import AutoConfig
 from abc_core import adapters, checkpoint, instructions, mining, paths, runlog, train
 from abc_core.batches import InstructBatches, PairBatches
 from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
-from abc_core.data import caption_ids
 from abc_core.launch import launch
 from abc_core.mined import read_mined
 from abc_core.model import Embedder
+from abc_core.pairs import fingerprint, has_pairs, read_pairs
 from abc_core.parallel import rank_and_count, wait
-from abc_core.readers import CAPTIONS_TSV, read_genome, read_pairs
+from abc_core.readers import read_genome
 from abc_core.resumable import blank_rows, check_room
 from abc_core.vectors import embed_to_file
 
@@ -51,7 +52,8 @@ class _TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob(_TrainingJob):
-    """Stage 1: pictures and captions of the folder `pairs`; with `mined`, the pairs and negatives of that file instead of all pairs.
+    """Stage 1: pictures and captions of the folder `pairs` (`pairs.read_pairs`). With `mined`, a Parquet file or a folder of some, the
+    pairs and negatives of that instead; `pairs` may then be a mere folder of pictures.
 
     `validation` names folders of pairs; `validation_pairs` of each are embedded. `weights` is the type of the frozen backbone's numbers,
     "float32" or "bfloat16". `name` is the first part of the run's folder.
@@ -68,7 +70,9 @@ class PretrainJob(_TrainingJob):
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`."""
-        inputs = {"backbone": runlog.fingerprint(_path(self.backbone)), "pairs": runlog.fingerprint(_path(self.pairs) / CAPTIONS_TSV)}
+        inputs = {"backbone": runlog.fingerprint(_path(self.backbone))}
+        if self.mined is None or has_pairs(_path(self.pairs)):
+            inputs["pairs"] = fingerprint(_path(self.pairs))
         if self.mined is not None:
             inputs["mined"] = runlog.fingerprint(_path(self.mined))
         return runlog.open_run(self.name, self.config, inputs | {"weights": self.weights}, lock)
@@ -76,21 +80,24 @@ class PretrainJob(_TrainingJob):
     def build(self, folder: Path) -> Work:
         """Read the data and make the embedder; nothing is written into the run's `folder`."""
         if self.mined is None:
-            pairs = [pair._replace(row=row) for row, pair in enumerate(read_pairs(_path(self.pairs))[0])]
-            captions, negatives = [p.caption for p in pairs], None
+            pairs = read_pairs(_path(self.pairs))[0].numbered()
+            captions, ids, negatives = pairs.captions, pairs.caption_ids, None
         else:
             mined, _ = read_mined(_path(self.mined), _path(self.pairs))
-            pairs, captions, negatives = mined.queries, mined.captions, mined.padded(self.config.negatives)
+            pairs, captions, ids, negatives = mined.queries, mined.captions, mined.caption_ids, mined.padded(self.config.negatives)
         embedder = Embedder.from_backbone(_path(self.backbone), weights=self.weights)
         adapters.add_lora(embedder, "pretrain", **asdict(self.config.lora), seed=self.config.seed)
         held = {name: read_pairs(_path(folder))[0] for name, folder in self.validation.items()}
         validate = train.validator(held, self.validation_pairs) if held else None
-        return Work(embedder, PairBatches(pairs, captions, caption_ids(captions), negatives, self.config), train.pretrain_step, validate)
+        return Work(embedder, PairBatches(pairs, captions, ids, negatives, self.config), train.pretrain_step, validate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructJob(_TrainingJob):
-    """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions."""
+    """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions.
+
+    The folder has the layout of Visual Genome and a file instructions.jsonl, or that of ABC-VG-Instruct, whose regions are drawn already.
+    """
 
     config: InstructConfig
     stage1: str
@@ -100,16 +107,25 @@ class InstructJob(_TrainingJob):
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`."""
-        read = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json", "instructions.jsonl")]
+        genome = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json", "instructions.jsonl")]
+        read = instructions.instructed_files(_path(self.regions)) or genome
         inputs = {"stage1": runlog.fingerprint(_path(self.stage1)), "regions": runlog.fingerprint(*read)}
         return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)}, lock)
 
-    def groups(self) -> list[list[instructions.Instructed]]:
-        """Instructed regions, picture by picture."""
-        genome, _ = read_genome(_path(self.regions))
-        chosen, _ = instructions.select_regions(genome, self.drop_largest, self.config.instructions_per_image, self.config.seed)
+    def groups(self, report: Callable = lambda line: None) -> list[list[instructions.Instructed]]:
+        """Instructed regions, picture by picture; what was left out goes to `report`."""
+        each = self.config.instructions_per_image
+        if instructions.instructed_files(_path(self.regions)):
+            groups, skipped = instructions.read_instructed(_path(self.regions))
+            report(skipped)
+            return [group[:each] for group in groups]
+        genome, skipped = read_genome(_path(self.regions))
+        chosen, counts = instructions.select_regions(genome, self.drop_largest, each, self.config.seed)
         options, _ = instructions.read_instructions(_path(self.regions) / "instructions.jsonl")
-        return instructions.by_image(instructions.instruct(chosen, options, self.config.seed)[0])
+        rows, asked = instructions.instruct(chosen, options, self.config.seed)
+        for account in (skipped, counts, asked):
+            report(account)
+        return instructions.by_image(rows)
 
     def build(self, folder: Path) -> Work:
         """Read the data, make the embedder, and embed the captions once, into the run's `folder`: they never change (Sec. 3.2)."""
@@ -163,11 +179,11 @@ class MineJob:
         lead = rank_and_count()[0] == 0
         report = report if lead else lambda line: None
         q, c = self._embed(report, run.folder / "mined.npy")
-        ids = caption_ids([p.caption for p in self.rows])
-        mined = mining.mine_to_file(run.folder / "mined.npy", q, c, np.arange(len(q)), ids, self.config, _device(), report)
+        ids, own = self.rows.caption_ids, np.arange(len(q))
+        mined = mining.mine_to_file(run.folder / "mined.npy", q, c, own, ids, self.config, _device(), report)
         if lead:
             run.finish(**mined.counts)
-        wait()
+        wait("process 0 to count what was mined")
 
     def _embed(self, report: Callable, result: Path) -> tuple[np.ndarray, np.ndarray]:
         """`embeddings`, made where they are missing; first of all the disk must have room for them and for `result`."""
@@ -186,7 +202,7 @@ class MineJob:
                 embed_to_file(captions, read, self.rows, embedder.width, 512, report)
                 if lead:
                     run.finish(pairs=n, unreadable=[self.rows[k].row for k in blank_rows(images).tolist()])
-                wait()
+                wait("process 0 to count what was embedded")
             finally:
                 run.release()
         return self.embeddings()
@@ -202,9 +218,8 @@ class MineJob:
     @cached_property
     def _inputs(self) -> dict:
         """Fingerprints of the checkpoint, and of the pairs with the numbers of those that have a picture."""
-        present = str([p.row for p in self.rows])
-        pairs = runlog.fingerprint(_path(self.pairs) / CAPTIONS_TSV, present)
-        return {"miner": runlog.fingerprint(_path(self.miner)), "pairs": pairs}
+        present = hashlib.sha256(self.rows.rows.tobytes()).hexdigest()
+        return {"miner": runlog.fingerprint(_path(self.miner)), "pairs": fingerprint(_path(self.pairs)), "present": present[:16]}
 
 
 JOBS = {"pretrain": PretrainJob, "instruct": InstructJob, "mine": MineJob}  # stage -> what describes it

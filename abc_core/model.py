@@ -31,7 +31,7 @@ from abc_core.backbone import (
     picture_features,
     set_visual_tokens,
 )
-from abc_core.data import open_image
+from abc_core.data import Member, open_image
 from abc_core.loss import Temperature
 from abc_core.paths import ROOT
 from abc_core.prompts import Prompts
@@ -220,7 +220,7 @@ class Embedder(nn.Module):
         """Unit vectors of pictures, texts, or pictures under instructions.
 
         Args:
-            images: list of PIL pictures or paths.
+            images: list of PIL pictures, paths, or pictures in tar shards (`data.Member`).
             texts: list of strings; instead of images.
             instructions: one string per picture, or a list of strings per picture (rows then come picture by picture).
             adapter: whether the stage-2 adapter is on; None: if and only if instructions are given (Sec. 3.2).
@@ -269,7 +269,7 @@ class Embedder(nn.Module):
             raise ValueError("give either images or texts" + (", not both" if images is not None else ""))
         if self.prompts is None:
             raise ValueError(f"{self.built.get('backbone', 'the backbone')} came without a processor, so pictures and texts cannot be read")
-        if isinstance(images, str | Path | Image.Image) or isinstance(texts, str):
+        if isinstance(images, str | Path | Member | Image.Image) or isinstance(texts, str):
             raise ValueError("images and texts are lists; wrap a single one in [ ]")
         if texts is not None and instructions is not None:
             raise ValueError("instructions go with images; a text is embedded without one")
@@ -277,7 +277,7 @@ class Embedder(nn.Module):
             if not _is_text(text):
                 raise ValueError(f"text {row} is empty: {text!r}")
         for row, image in enumerate([] if images is None else images):
-            if not isinstance(image, str | Path | Image.Image):
+            if not isinstance(image, str | Path | Member | Image.Image):
                 raise ValueError(f"image {row} is a {type(image).__name__}; PIL pictures and paths can be embedded")
         if on and not adapters.has_adapter(self.model, "instruct"):
             raise ValueError("this embedder has no stage-2 adapter, so it cannot follow instructions; load one that notebook 03 trained")

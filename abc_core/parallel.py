@@ -6,7 +6,7 @@ with respect to this process's own embeddings; `Rows.backward` takes it through 
 the same random numbers (gradient caching), and adds what all processes' rows gave to the parameters.
 
 Steps: (1) `share` cuts a list for a process, `any_process` lets all stop at the same step, `wait` and `aloud` tell of one that hangs;
-(2) `gather` joins rows in order of rank; (3) `Rows` encodes, and differentiates.
+(2) `gather` joins rows in order of rank, `summed` adds counts; (3) `Rows` encodes, and differentiates.
 
 **Authors' code:** gathers the candidates of other processes without gradient, so its stage-1 gradient is not that of equation 2.
 """
@@ -117,7 +117,7 @@ class Rows:
         if self.chunk is None:
             with self.arithmetic():
                 emb, counts = encode(*columns)
-            return gather(emb), _summed(counts)
+            return gather(emb), summed(counts)
         parts, counts, pieces = [], {}, []
         for start in range(0, len(columns[0]), self.chunk):
             piece, state = [column[start : start + self.chunk] for column in columns], _random_state()
@@ -128,7 +128,7 @@ class Rows:
             counts = {k: counts.get(k, 0) + v for k, v in seen.items()}
         leaf = torch.cat(parts).requires_grad_()
         self._replays.append((encode, pieces, leaf))
-        return gather(leaf), _summed(counts)
+        return gather(leaf), summed(counts)
 
     def backward(self, loss: torch.Tensor, parameters: list, everywhere: list = ()) -> None:
         """Gradients of the whole batch's loss in every process, in `parameters`.
@@ -155,7 +155,7 @@ class Rows:
                 p.grad /= count
 
 
-def _summed(counts: dict) -> dict:
+def summed(counts: dict) -> dict:
     """Counts over all processes."""
     if rank_and_count()[1] == 1:
         return counts

@@ -1,7 +1,8 @@
-"""Readers of public layouts, real or drawn: Conceptual Captions, Visual Genome, Karpathy splits; ABC-Pretraining-Data is in `mined`.
+"""Readers of public layouts, real or drawn: Visual Genome and Karpathy splits here; Conceptual Captions, from `pairs`, is offered here too.
 
-Every reader returns what it read and a `Skipped`: rows that cannot be used are left out, counted and named; no row is changed.
-A file that is not in its layout at all raises, with file, row and value. Rows count from 0.
+ABC-Pretraining-Data is in `mined`, ABC-VG-Instruct in `instructions`. Every reader returns what it read and a `Skipped`: rows that cannot
+be used are left out, counted and named; no row is changed. A file that is not in its layout at all raises, with file, row and value. Rows
+count from 0.
 """
 
 from collections import Counter
@@ -9,67 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from abc_core.data import Pictures, Skipped, expect, field_of, file_names, read_json
+from abc_core.data import NUMBER, Pictures, Skipped, expect, field_of, file_names, read_json, usable
+from abc_core.pairs import Pair, read_pairs
 
-CAPTIONS_TSV = "Train_GCC-training.tsv"
-NUMBER = (int, float)
-
-
-# --- Conceptual Captions --------------------------------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    """A picture and its caption; `row` is their row in the file they were read from."""
-
-    image: Path
-    caption: str
-    row: int
-
-
-def read_pairs(folder: Path) -> tuple[list[Pair], Skipped]:
-    """Pairs in the layout of Conceptual Captions: a TSV without header, `caption<TAB>path of the picture in the folder`.
-
-    Raises:
-        FileNotFoundError: the folder has no such file.
-        ValueError: no row of it can be used.
-    """
-    path = expect(Path(folder) / CAPTIONS_TSV, "Conceptual Captions")
-    pictures, skipped, pairs = Pictures(folder), Skipped(), []
-    with path.open("rb") as lines:
-        for row, line in enumerate(lines):
-            columns = line.rstrip(b"\r\n").split(b"\t")
-            if len(columns) != 2:
-                skipped.leave_out(f"{len(columns)} columns instead of 2", path, row, line)
-                continue
-            try:
-                caption, url = (c.decode("utf-8") for c in columns)
-            except UnicodeDecodeError:
-                skipped.leave_out("not UTF-8", path, row, line)
-                continue
-            image = usable_image(pictures, caption, url, skipped, path, row)
-            if image is not None:
-                pairs.append(Pair(image, caption, row))
-    if not pairs:
-        raise ValueError(f"{path} has no row that can be used\n{skipped}")
-    return pairs, skipped
-
-
-def usable_image(pictures: Pictures, caption: str, relative: str, skipped: Skipped, file: Path, row: int) -> Path | None:
-    """The picture of a row that has a caption and a picture; otherwise None, and the row is counted in `skipped`."""
-    if not caption.strip():
-        skipped.leave_out("empty caption", file, row, caption)
-    elif "://" in relative:
-        skipped.leave_out("picture is a web address, not a downloaded file", file, row, relative)
-    else:
-        try:
-            image = pictures.find(relative)
-        except ValueError:
-            skipped.leave_out("path leaves the folder", file, row, relative)
-            return None
-        if image is None:
-            skipped.leave_out("missing picture", file, row, relative)
-        return image
-    return None
+__all__ = ["GenomeImage", "Pair", "Region", "read_genome", "read_karpathy", "read_pairs"]
 
 
 # --- Visual Genome --------------------------------------------------------------------------------------------------------------
@@ -215,9 +159,8 @@ def read_karpathy(path: Path, split: str = "test", sentences: int = 5) -> tuple[
             skipped.leave_out("empty sentence", path, row, raw)
         name = field_of(entry, "filename", str, where)
         relative = f"{field_of(entry, 'filepath', str, where)}/{name}" if "filepath" in entry else name
-        image = usable_image(pictures, " ".join(captions), relative, skipped, path, row)
-        if image is not None:
-            out.append((image, captions))
+        if usable(pictures, " ".join(captions), relative, skipped, path, row):
+            out.append((path.parent / relative, captions))
     if not out:
         raise ValueError(f"{path} has no picture of the split {split!r} that can be used; its splits: {dict(splits)}\n{skipped}")
     return out, skipped

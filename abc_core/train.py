@@ -24,8 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
 from abc_core.batches import Batch
+from abc_core.data import UnreadableImage
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
-from abc_core.parallel import Rows, aloud, any_process, gather, rank_and_count, wait
+from abc_core.parallel import Rows, aloud, any_process, gather, rank_and_count, summed, wait
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,7 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
     optimizer = make_optimizer(embedder, config)
     first = _resume(run, embedder, stage, optimizer, last, lead)
     count = sum(adapters.count_trained(embedder).values())
+    broken, tell = [], report  # every process names the first broken pictures of its own
     report = report if lead else lambda line: None
     report(f"{stage}: {len(names)} tensors, {count:,} numbers train; from step {first} of {config.steps}")
     started = told = time.perf_counter()
@@ -96,6 +98,8 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
             done = step + 1
             with aloud(f"is in step {done}"):
                 row, stop = one_step(embedder, optimizer, batch, step_fn, config, step), any_process(bool(interrupted))
+            for line in batch.unreadable[: max(0, 3 - len(broken))]:
+                broken.append(tell(f"step {done}: another picture takes the place of {line}"))
             validates = validate is not None and (done % config.validate_every == 0 or done == config.steps)
             saves = stop or done % config.save_every == 0 or done == config.steps
             if lead:
@@ -171,6 +175,7 @@ def one_step(embedder, optimizer, batch: Batch, step_fn, config, step: int) -> d
         "step": step, "loss": loss.item(), "temperature": embedder.temperature().item(), "accuracy": float(out["accuracy"]),
         "candidates": int(out["candidates"]), "masked_duplicates": int(out["masked_duplicates"]), "gradient_norm": norm.item(),
         "learning_rate": rate, "tokens": out["tokens"], "padded_tokens": out["padded_tokens"],
+        "unreadable_pictures": summed({"": len(batch.unreadable)})[""],
         "tokens_per_second": round(out["tokens"] / seconds), "seconds": round(seconds, 3),
     }  # fmt: skip
 
@@ -265,20 +270,31 @@ def validator(sets: dict[str, list], count: int = 800):
     """embedder -> {"val_accuracy": …} for each named set of pairs: the share of pictures whose own caption is the nearest of the batch's.
 
     **Paper:** App. C, "an 800 sample validation batch using in-batch negatives". Equal captions count as one; ties are lost.
-    **Caveat:** depends on `count`: compare only at the same one.
+    **Caveat:** depends on `count`: compare only at the same one. Pairs whose picture is broken are left out.
     """
 
     def validate(embedder) -> dict:
         out = {}
         for name, pairs in sets.items():
-            captions = list(dict.fromkeys(p.caption for p in pairs[:count]))
-            images = torch.from_numpy(embedder.embed(images=[p.image for p in pairs[:count]]))
-            scores = images @ torch.from_numpy(embedder.embed(texts=captions)).T
-            own = scores.gather(1, torch.tensor([captions.index(p.caption) for p in pairs[:count]])[:, None])
+            pairs, images = _embed_readable(embedder, pairs[:count])
+            captions = list(dict.fromkeys(p.caption for p in pairs))
+            scores = torch.from_numpy(images) @ torch.from_numpy(embedder.embed(texts=captions)).T
+            own = scores.gather(1, torch.tensor([captions.index(p.caption) for p in pairs])[:, None])
             out[f"{name}_accuracy"] = ((scores >= own).sum(1) == 1).float().mean().item()
         return out
 
     return validate
+
+
+def _embed_readable(embedder, pairs: list):
+    """The pairs whose pictures can be read, and the embeddings of these, float32[n, D]. UnreadableImage if there is none."""
+    while True:
+        try:
+            return pairs, embedder.embed(images=[p.image for p in pairs])
+        except UnreadableImage as error:
+            pairs = [p for p in pairs if p.image != error.source]
+            if not pairs:
+                raise
 
 
 # --- what stage 2 saves -------------------------------------------------------------------------------------------------------

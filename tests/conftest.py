@@ -10,6 +10,14 @@ import pytest
 from abc_core import paths
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs_of_the_session(tmp_path_factory):
+    """What is read leaves its index in RUNS, which is not the repository's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
+        yield
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A RUNS folder of the test's own."""

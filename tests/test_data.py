@@ -108,6 +108,8 @@ def test_a_file_that_is_no_picture_is_an_error_that_names_the_file(tmp_path, con
 def test_a_missing_picture_and_float_levels_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         open_image(tmp_path / "none.jpg")
+    with pytest.raises(IsADirectoryError):  # of the disk, not of the picture
+        open_image(tmp_path)
     Image.fromarray(np.array([[0.5]], dtype=np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif.*mode F"):
         open_image(tmp_path / "a.tif")
@@ -184,7 +186,7 @@ def test_usable_pairs_are_read_unchanged_and_the_rest_is_counted_by_reason(tmp_p
     (tmp_path / "Train_GCC-training.tsv").write_bytes(b"\n".join(lines) + b"\n")
     pairs, skipped = read_pairs(tmp_path)
     image = tmp_path / "images" / "0.jpg"
-    assert pairs == [Pair(image, "  an  owl  ", 1), Pair(image, "a \u2028 hibou", 8)]
+    assert list(pairs) == [Pair(image, "  an  owl  ", 1), Pair(image, "a \u2028 hibou", 8)]
     assert skipped.counts == {
         "3 columns instead of 2": 1, "empty caption": 1, "missing picture": 1, "picture is a web address, not a downloaded file": 1,
         "path leaves the folder": 1, "1 columns instead of 2": 1, "not UTF-8": 1,
@@ -224,10 +226,10 @@ def test_mined_pairs_come_back_as_written(tmp_path, four):
     scores = np.array([[0.5, 0.25], [0.125, np.nan], [np.nan, np.nan], [0.75, 0.5]], dtype=np.float32)
     mined, skipped = read_mined(write_mined(tmp_path / "m.parquet", four, tmp_path, negatives, scores), tmp_path)
     assert [(p.image, p.caption, p.row) for p in mined.queries] == [(p.image, p.caption, i) for i, p in enumerate(four)]
-    assert mined.ids == [10, 11, 12, 13] and mined.captions == [p.caption for p in four]
+    assert list(mined.ids) == [10, 11, 12, 13] and list(mined.captions) == [p.caption for p in four]
     assert [mined.negatives(r).tolist() for r in range(4)] == [[2, 1], [3], [], [0, 1]]
     assert [mined.scores(r).tolist() for r in range(4)] == [[0.5, 0.25], [0.125], [], [0.75, 0.5]]
-    assert mined.padded(2).tolist() == negatives.tolist() and mined.padded(1).tolist() == [[2], [3], [-1], [0]]
+    assert mined.padded(2)[:].tolist() == negatives.tolist() and mined.padded(1)[:].tolist() == [[2], [3], [-1], [0]]
     assert skipped.odd == {"no negatives": 1} and not skipped.counts
 
 

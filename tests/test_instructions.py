@@ -4,9 +4,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from abc_core.instructions import instruct, read_instructions, select_regions
+from abc_core.config import InstructConfig
+from abc_core.instructions import Instructed, instruct, instructed_files, read_instructed, read_instructions, select_regions
+from abc_core.jobs import InstructJob
 from abc_core.readers import GenomeImage, Region
 
 
@@ -145,3 +150,69 @@ def test_a_row_of_another_form_is_an_error_with_file_row_and_value(tmp_path, row
         read_instructions(path)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl is missing"):
         read_instructions(tmp_path / "none.jsonl")
+
+
+# --- ABC-VG-Instruct ------------------------------------------------------------------------------------------------------------
+
+
+def released(image_id, **changes):
+    """A row of four regions of a picture."""
+    box = {"x": 1, "y": 2, "width": 3, "height": 4}
+    row = [{"id": 10 + k, "image": image_id, "instruction": f"what is {k}?", "phrase": f"thing {k}", **box} for k in range(4)]
+    return {str(k): region | (changes if k == 2 else {}) for k, region in enumerate(row)}
+
+
+@pytest.fixture
+def released_folder(tmp_path):
+    """Two pictures, one of them where Visual Genome keeps it."""
+    (tmp_path / "VG_100K").mkdir()
+    for name in ("1.jpg", "VG_100K/2.jpg"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    return tmp_path
+
+
+def write_released(folder, rows, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    if name.endswith("jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "data/train-00000-of-00001.parquet", "rows.jsonl"])
+def test_released_instructions_are_read_picture_by_picture_and_oddities_are_counted(name, released_folder):
+    rows = [released(1), released(2), released(3), released(1, phrase=" "), released(1, image=2), released(1) | {"3": None}]
+    write_released(released_folder, rows, name)
+    groups, skipped = read_instructed(released_folder)
+    assert [[r.region_id for r in g] for g in groups] == [[10, 11, 12, 13]] * 2
+    assert groups[1][2] == Instructed(released_folder / "VG_100K/2.jpg", 2, 12, (1, 2, 3, 4), "released", "what is 2?", "thing 2")
+    assert skipped.counts == {
+        "missing picture": 1, "empty instruction or phrase": 1, "regions of several pictures": 1, "region that is missing": 1,
+    }  # fmt: skip
+    assert f"{name} row 2: '3.jpg'" in str(skipped)
+    job = InstructJob(config=InstructConfig(instructions_per_image=3), stage1="", regions=str(released_folder))
+    assert job.groups() == [group[:3] for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (released(1, image="../1"), r"row 0, region 2: 'image' is no number: '\.\./1'"),
+        (released(1, x="5"), r"row 0, region 2: 'x' is missing or of a wrong type: '5'"),
+        (released(1, phrase=7), r"row 0, region 2: 'phrase' is missing or of a wrong type: 7"),
+        ({"a": 1}, r"row 0 has no columns \"0\", \"1\", …: \{'a': 1\}"),
+        (released(8), r"no row that can be used[\s\S]*row 0: '8\.jpg'"),
+    ],
+)
+def test_released_instructions_of_another_form_are_errors_with_file_row_and_value(row, message, released_folder):
+    write_released(released_folder, [row], "rows.jsonl")
+    with pytest.raises(ValueError, match=message):
+        read_instructed(released_folder)
+
+
+def test_a_folder_of_visual_genome_is_not_taken_for_released_instructions(released_folder):
+    with pytest.raises(FileNotFoundError, match=r"no \*\.parquet"):
+        read_instructed(released_folder)
+    write_released(released_folder, [released(1)], "rows.jsonl")
+    (released_folder / "region_descriptions.json").write_text("[]")
+    assert instructed_files(released_folder) == []

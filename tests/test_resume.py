@@ -34,13 +34,13 @@ class Training:
         self.pictures = world[1]
         self.fresh = lambda: small_embedder(world[0], stage, self.config)
 
-    def go(self, step_fn=None, embedder=None):
+    def go(self, step_fn=None, embedder=None, report=lambda line: None):
         """Train to the end; `step_fn` in place of the real step."""
         embedder = embedder or self.fresh()
         batches, step = small_batches(self.stage, self.pictures, self.config, embedder)
         step = step_fn(step) if step_fn else step
         run = open_run("train", {}, {}, lock=rank_and_count()[0] == 0)
-        train.train(run, embedder, self.stage, batches, step, self.config, validate, report=lambda line: None)
+        train.train(run, embedder, self.stage, batches, step, self.config, validate, report)
         return embedder
 
     @property
@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_its_last_checkpoint_intact
     assert training.left() == undisturbed["pretrain"]
 
 
-def test_a_picture_that_cannot_be_read_stops_the_run_with_its_name_and_the_rerun_ends_alike(world, runs, undisturbed, tmp_path):
+def test_a_picture_that_is_gone_stops_the_run_with_its_name_and_the_rerun_ends_alike(world, runs, undisturbed, tmp_path):
     training = Training(world, "pretrain", runs)
     moved = training.pictures[positions(3, 3, 10, 0)[0]]
     shutil.move(moved, tmp_path / "aside")
@@ -247,6 +247,25 @@ def test_a_picture_that_cannot_be_read_stops_the_run_with_its_name_and_the_rerun
     shutil.move(tmp_path / "aside", moved)
     training.go()
     assert training.left() == undisturbed["pretrain"]
+
+
+def test_a_broken_picture_is_replaced_counted_and_named_and_the_run_that_is_killed_ends_alike(world, runs, tmp_path):
+    pictures = [Path(shutil.copy(path, tmp_path)) for path in world[1]]
+    bad = positions(1, 3, 10, 0)[0]
+    pictures[bad].write_bytes(pictures[bad].read_bytes()[:-60])
+    said, ends = [], []
+    for at in (None, 3):
+        training = Training((world[0], pictures), "pretrain", runs / str(at))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paths, "RUNS", training.runs)
+            if at is not None:
+                with pytest.raises(KeyboardInterrupt):
+                    training.go(disturbed(at, interrupt))
+            training.go(report=said.append)
+        ends.append(training.left())
+    assert ends[0] == ends[1]
+    assert [row["unreadable_pictures"] for row in ends[0][1]] == [int(bad in positions(step, 3, 10, 0)) for step in range(6)]
+    assert any(f"{pictures[bad].name} is not a whole picture" in line for line in said)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_the_rerun_ends_alike(world, runs, undisturbed):

@@ -16,7 +16,7 @@ from abc_core import adapters, prompts, train
 from abc_core.batches import Batch, InstructBatches, PairBatches
 from abc_core.build_backbone import build_processor
 from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
-from abc_core.data import caption_ids, open_image
+from abc_core.data import UnreadableImage, caption_ids, open_image
 from abc_core.instructions import Instructed
 from abc_core.loss import duplicate_mask
 from abc_core.model import Embedder
@@ -359,6 +359,20 @@ def test_validation_counts_equal_captions_once_and_ties_as_missed():
     assert train.validator({"val": pairs})(collapsed) == {"val_accuracy": 0.0}
     sets = train.validator({"val": pairs, "ood": pairs}, count=1)(collapsed)
     assert sets == {"val_accuracy": 1.0, "ood_accuracy": 1.0}  # one caption has no rival
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_of_the_validation():
+    class Choosy(Told):
+        def embed(self, images=None, texts=None):
+            if "q" in (images or ()):
+                raise UnreadableImage("q is no picture", "q")
+            return super().embed(images, texts)
+
+    pairs = [Pair(picture, caption, 0) for picture, caption in (("p", "a"), ("q", "b"), ("r", "a"))]
+    told = Choosy(p=[1, 0], r=[1, 0], a=[1, 0], b=[1, 0])
+    assert train.validator({"val": pairs})(told) == {"val_accuracy": 1.0}
+    with pytest.raises(UnreadableImage, match="q is no picture"):
+        train.validator({"val": pairs[1:2]})(told)
 
 
 def test_the_bank_and_shared_visual_tokens_save_what_they_should(world):
