@@ -40,7 +40,7 @@ def export(model, processor, out: Path, config: BackboneConfig, data: Path, test
     written, its_processor = load_backbone(partial)
     metrics = exact_match(written, Lessons(test, its_processor), per_kind)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    facts = {"step": step, "steps": config.steps, "data": data.name, "pictures": len(file_names(data / "images"))}
+    facts = {"step": step, "steps": config.steps, "data": data.name, "pictures": sum(1 for _ in file_names(data / "images"))}
     facts["millions"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"
     origin = runlog.provenance({"config": asdict(config), "inputs": {"data": data.name}})
     (partial / "README.md").write_text(model_card(metrics, origin, facts))

@@ -9,6 +9,7 @@ fit.
 **Caveat:** the allocator's fragments, CUDA's own few hundred MiB and communication buffers are not in it; `LIMIT` leaves 1 GiB of 80.
 """
 
+import copy
 import weakref
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _embedder(config, backbone, weights: str, stage: str) -> Embedder:
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(backbone, dtype=getattr(torch, weights), attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(copy.deepcopy(backbone), dtype=getattr(torch, weights), attn_implementation="sdpa")
         embedder = Embedder(model, None, positions="as_published")  # numbered tokens: M-RoPE would look at content
         adapters.add_lora(embedder, stage, **asdict(config.lora))
     if config.activation_checkpointing:

@@ -1,5 +1,7 @@
 """The paper's own size without its weights: Qwen2-VL-7B with both adapters, on the meta device, has the released names and counts."""
 
+import copy
+
 import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
@@ -13,7 +15,7 @@ from abc_core.model import Embedder
 def stage1():
     """Qwen2-VL-7B as the authors released it, with the stage-1 adapter and their head, as shapes alone."""
     with torch.device("meta"):
-        embedder = Embedder(Qwen2VLForConditionalGeneration(QWEN2_VL_7B), None, head_hidden=4096, head_bias=True)
+        embedder = Embedder(Qwen2VLForConditionalGeneration(copy.deepcopy(QWEN2_VL_7B)), None, head_hidden=4096, head_bias=True)
         adapters.add_lora(embedder, "pretrain", 64, 128)
     return embedder
 
