@@ -6,7 +6,7 @@ first without an index, the second with that of the first; (3) print both starts
 /proc/self/status) above that of the same process before it read anything. Pages of mapped files are not counted: they are given back
 whenever memory is short. Starts are without the time of imports.
 
-`python benchmarks/readers_at_size.py [--folder FOLDER] [--rows 100000 1000000]`
+`python benchmarks/readers_at_size.py [--folder FOLDER] [--rows 100000 1000000] [--layouts table mined shards]`
 """
 
 import argparse
@@ -139,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("readers_at_size"), help="for the made-up sets; removed at the end")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--layouts", choices=LAYOUTS, nargs="+", default=LAYOUTS, help="shards take minutes to index")
     parser.add_argument("--measure", choices=LAYOUTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -148,9 +149,10 @@ def main() -> None:
         for count in args.rows:
             places = {"table": args.folder / f"cc-{count}", "shards": args.folder / f"wds-{count}"}
             write_table(places["table"], count)
-            write_shards(places["shards"], count)
+            if "shards" in args.layouts:
+                write_shards(places["shards"], count)
             time.sleep(3)  # a folder that has just changed is not trusted
-            for layout in LAYOUTS:
+            for layout in args.layouts:
                 place = places["shards" if layout == "shards" else "table"]
                 for start in ("first", "second"):
                     call = [sys.executable, __file__, "--folder", str(place), "--measure", layout]
@@ -164,7 +166,7 @@ def main() -> None:
         writer = csv.DictWriter(out, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    for layout in LAYOUTS:
+    for layout in args.layouts:
         few, many = ([r["batches_mb"] for r in rows if r["layout"] == layout and r["rows"] == n][-1] for n in (args.rows[0], args.rows[-1]))
         print(f"{layout}: {args.rows[-1]:,} rows take {many:.0f} MB while batches are drawn, {args.rows[0]:,} take {few:.0f} MB")
 
