@@ -148,10 +148,17 @@ def unread_blocks(model: nn.Module) -> str | None:
     return rf"model\.vision_tower\..*\.layers?\.({unread})\..*" if unread else None
 
 
-def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"):
+def best_attention(dtype: torch.dtype) -> str:
+    """FlashAttention-2 where it is installed and the weights are bfloat16, which it needs; PyTorch's fused attention elsewhere."""
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if dtype == torch.bfloat16 and is_flash_attn_2_available() else "sdpa"
+
+
+def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str | None = None):
     """(model, processor) of a generative VLM of a supported family, causal and unchanged; nothing is fetched, no remote code runs.
 
-    The processor is None where the folder has no tokenizer.
+    The processor is None where the folder has no tokenizer. `attention` is an implementation of transformers; None: `best_attention`.
 
     Raises:
         FileNotFoundError: no model at `path`.
@@ -167,7 +174,7 @@ def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu",
     if family not in LORA_TARGETS:
         raise ValueError(f"{path} is of the family {family!r}; supported are {', '.join(LORA_TARGETS)}")
     kwargs = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention, **kwargs)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention or best_attention(dtype), **kwargs)
     spoken = any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
     processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False) if spoken else None
     return model.to(device).eval(), processor
@@ -176,10 +183,13 @@ def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu",
 def make_bidirectional(model: nn.Module) -> nn.Module:
     """Let every token of the language model attend to every other (Sec. 3.1, after LLM2Vec).
 
-    **Authors' code:** sets this on the layers, which only FlashAttention-2 obeys; the configuration reaches eager and SDPA too.
+    The configuration reaches eager and SDPA, through the mask; FlashAttention asks the layers. **Authors' code:** sets the layers alone.
     **Caveat:** save backbones and generate answers before; afterwards the model no longer decodes.
     """
     model.config.get_text_config().is_causal = False
+    for module in model.model.language_model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
     return model
 
 

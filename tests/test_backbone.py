@@ -11,6 +11,7 @@ from torch import nn
 from abc_core.backbone import (
     autocast_attention,
     batch_vision_attention,
+    best_attention,
     linear_patches,
     load_backbone,
     make_bidirectional,
@@ -37,6 +38,36 @@ def test_the_last_token_moves_the_first_tokens_state_after_make_bidirectional_an
     assert torch.equal(first_state(model, one), first_state(model, other))
     make_bidirectional(model)
     assert (first_state(model, one) - first_state(model, other)).abs().max() > 1e-3
+
+
+def asks_the_layer(module, query, key, value, attention_mask, scaling=None, is_causal=None, **_):
+    """Attention without a mask that asks the layer whether it is causal, as FlashAttention does."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
+    causal = module.is_causal if is_causal is None else is_causal
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling)
+    return out.transpose(1, 2), None
+
+
+@families
+def test_an_attention_that_asks_the_layers_becomes_bidirectional_too(family):
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("asks_the_layer", asks_the_layer)
+    AttentionMaskInterface.register("asks_the_layer", lambda *args, **kwargs: None)
+    model, _ = tiny.build(family)
+    for module in model.model.language_model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "asks_the_layer"
+    one, other = [5, 6, 7, 8], [5, 6, 7, 9]
+    assert torch.equal(first_state(model, one), first_state(model, other))
+    make_bidirectional(model)
+    assert (first_state(model, one) - first_state(model, other)).abs().max() > 1e-3
+
+
+def test_flash_attention_is_taken_where_it_is_installed_and_the_weights_allow_it(monkeypatch):
+    assert best_attention(torch.bfloat16) == best_attention(torch.float32) == "sdpa"
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    assert best_attention(torch.bfloat16) == "flash_attention_2" and best_attention(torch.float32) == "sdpa"
 
 
 @families
