@@ -15,7 +15,8 @@ import torch
 from abc_core import cost, memory, notebooks, paths
 from abc_core.config import InstructConfig
 from abc_core.instructions import instructed_files
-from abc_core.memory import GIB, LIMIT, config_of
+from abc_core.memory import GIB, LIMIT
+from abc_core.notebooks import config_of
 from abc_core.openmoji.world import PARTS
 from abc_core.pairs import CAPTIONS_TSV, has_pairs
 
@@ -92,13 +93,13 @@ def check(profile: str, report=print) -> list[str]:
     missing, total, writes, values, big = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False
     for notebook in notebooks.find():
         kept = {name: values[name] for name in ("backbone",) if name in values}  # later notebooks find it in the checkpoint
-        values = kept | notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
+        values = kept | notebooks.values(notebook, profile)
         report(notebook.stem)
         for folder, files in lacking(notebook.stem, values).items():
             report(f"  {folder}: {'MISSING ' + ', '.join(files) if files else 'there'}")
             if files:
                 missing[folder] = f"{folder}: no {', '.join(files)}. {OBTAIN.get(folder.name, '')}"
-        model = memory.backbone_config(paths.ROOT / values["backbone"])
+        model = cost.backbone_config(paths.ROOT / values["backbone"])
         for folder, size in written(notebook.stem, values, model).items():
             writes[folder] += size
         big, processes, flops = for_gpus(model), values.get("processes", 1), work(notebook.stem, values, model)

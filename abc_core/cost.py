@@ -10,6 +10,7 @@ Steps: (1) `picture` and `row` count one forward pass; (2) `flops_of_step` puts 
 Left out: norms, the head, the loss, optimizer and reading, a per cent or two. **Caveat:** counts Qwen2-VL, the paper's backbone.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import Qwen2VLConfig
@@ -110,3 +111,18 @@ def _sizes(layers: list[tuple[int, int]]) -> int:
 def _sides(layers: list[tuple[int, int]]) -> int:
     """Numbers of their LoRA of rank 1."""
     return sum(n + m for n, m in layers)
+
+
+def backbone_config(folder: Path):
+    """The config of the backbone in a folder; that of Qwen2-VL-7B is known without its files.
+
+    Raises:
+        FileNotFoundError: no such folder, and its name is not Qwen2-VL-7B-Instruct.
+    """
+    from transformers import AutoConfig
+
+    if (folder / "config.json").exists():
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if folder.name != "Qwen2-VL-7B-Instruct":
+        raise FileNotFoundError(f"{folder} holds no config.json, so neither memory nor time of its model can be planned")
+    return QWEN2_VL_7B

@@ -276,6 +276,14 @@ class Skipped:
         self.odd[reason] += 1
         self._remember(reason, file, row, value)
 
+    def add(self, other: "Skipped") -> None:
+        """Count what another reader left out, or kept, as well."""
+        self.counts += other.counts
+        self.odd += other.odd
+        for reason, examples in other.examples.items():
+            mine = self.examples.setdefault(reason, [])
+            mine += examples[: self.shown - len(mine)]
+
     def _remember(self, reason: str, file: Path, row: int | str, value: Any) -> None:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < self.shown:

@@ -13,9 +13,8 @@ import copy
 import weakref
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -24,9 +23,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from abc_core import adapters, notebooks, paths
-from abc_core.config import InstructConfig, LoraConfig, PretrainConfig
-from abc_core.cost import QWEN2_VL_7B
+from abc_core import adapters, cost, notebooks, paths
+from abc_core.config import PretrainConfig
 from abc_core.model import Embedder, Visual
 
 GIB = 2**30
@@ -215,44 +213,15 @@ def plan_profile(profile: str, stage: str = "02_pretraining") -> list[dict]:
     Args:
         stage: the notebook, "02_pretraining" or "03_instruction_tuning".
     """
-    first, own = (_values(name, profile) for name in ("02_pretraining", stage))
-    backbone = backbone_config(paths.ROOT / first["backbone"])
-    return table(profile, plan(config_of(stage, own), backbone, first["weights"], own["processes"]))
+    folder = paths.ROOT / "notebooks"
+    first, own = (notebooks.values(folder / f"{name}.ipynb", profile) for name in ("02_pretraining", stage))
+    backbone = cost.backbone_config(paths.ROOT / first["backbone"])
+    return table(profile, plan(notebooks.config_of(stage, own), backbone, first["weights"], own["processes"]))
 
 
 def table(profile: str, parts: dict) -> list[dict]:
     """A plan as rows {profile, part, gib}."""
     return [{"profile": profile, "part": part, "gib": size / GIB} for part, size in parts.items()]
-
-
-def _values(stage: str, profile: str) -> dict:
-    """The parameters of a notebook under a profile."""
-    notebook = paths.ROOT / "notebooks" / f"{stage}.ipynb"
-    return notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
-
-
-def config_of(stage: str, values: dict):
-    """The config of a notebook's training, from its parameters; None for a notebook that trains nothing."""
-    kind = {"01_mining": PretrainConfig, "02_pretraining": PretrainConfig, "03_instruction_tuning": InstructConfig}.get(stage)
-    if kind is None:
-        return None
-    given = {f.name: values[f.name] for f in fields(kind) if f.name in values} | ({"negatives": 0} if stage == "01_mining" else {})
-    return kind(**given | {"lora": LoraConfig(values["lora_rank"], values["lora_alpha"])})
-
-
-def backbone_config(folder: Path):
-    """The config of the backbone in a folder; that of Qwen2-VL-7B is known without its files.
-
-    Raises:
-        FileNotFoundError: no such folder, and its name is not Qwen2-VL-7B-Instruct.
-    """
-    from transformers import AutoConfig
-
-    if (folder / "config.json").exists():
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if folder.name != "Qwen2-VL-7B-Instruct":
-        raise FileNotFoundError(f"{folder} holds no config.json, so the memory of its model cannot be planned")
-    return QWEN2_VL_7B
 
 
 def check(rows: list[dict], limit: float = LIMIT) -> None:

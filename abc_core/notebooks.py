@@ -9,13 +9,14 @@ import json
 import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from abc_core import paths
-from abc_core.config import describe
+from abc_core.config import InstructConfig, LoraConfig, PretrainConfig, describe
 
 
 class NotebookFailed(RuntimeError):
@@ -51,15 +52,15 @@ def literals(notebook: Path) -> dict[str, Any]:
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name}: {len(tagged)} cells are tagged 'parameters'; exactly one must be")
     source = "".join(tagged[0]["source"])
-    values = {}
+    found = {}
     for node in ast.parse(source, notebook.name).body:
         try:
             (target,) = node.targets
-            values[target.id] = ast.literal_eval(node.value)
+            found[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError) as error:
             line = ast.get_source_segment(source, node)
             raise ValueError(f"{notebook.name}, parameters cell, line {node.lineno}: {line!r} is not `name = literal`") from error
-    return values
+    return found
 
 
 def parameters(notebook: Path, profile: str) -> dict[str, Any]:
@@ -94,6 +95,20 @@ def parameters(notebook: Path, profile: str) -> dict[str, Any]:
     return ({} if base is None else parameters(notebook, base)) | given | {"profile": profile}
 
 
+def values(notebook: Path, profile: str) -> dict[str, Any]:
+    """All parameters of a notebook under a profile: its literals, and the profile's numbers over them."""
+    return literals(notebook) | parameters(notebook, profile)
+
+
+def config_of(stem: str, given: dict) -> PretrainConfig | InstructConfig | None:
+    """The config of a notebook's training, from its `values`; None for a notebook that trains nothing."""
+    kind = {"01_mining": PretrainConfig, "02_pretraining": PretrainConfig, "03_instruction_tuning": InstructConfig}.get(stem)
+    if kind is None:
+        return None
+    own = {f.name: given[f.name] for f in fields(kind) if f.name in given} | ({"negatives": 0} if stem == "01_mining" else {})
+    return kind(**own | {"lora": LoraConfig(given["lora_rank"], given["lora_alpha"])})
+
+
 def _alike(value: Any, default: Any) -> bool:
     """May `value` stand where `default` does? An int may for a float, anything for None, a list for a list of its kinds."""
     if default is None:
@@ -121,7 +136,7 @@ def run_notebook(notebook: Path, profile: str = "default") -> Path:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    values, output = parameters(notebook, profile), executed(notebook, profile)
+    given, output = parameters(notebook, profile), executed(notebook, profile)
     partial = output.with_suffix(".partial.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
@@ -129,7 +144,7 @@ def run_notebook(notebook: Path, profile: str = "default") -> Path:
     print(f"{notebook.stem} ({profile}) starts", flush=True)
     try:
         papermill.execute_notebook(
-            notebook, partial, parameters=values, kernel_name="python3", language="python", cwd=str(notebook.parent),
+            notebook, partial, parameters=given, kernel_name="python3", language="python", cwd=str(notebook.parent),
             progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, iopub_timeout=60,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:

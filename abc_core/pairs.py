@@ -170,9 +170,8 @@ def _from_table(path: Path, out: Path, skipped: Skipped) -> dict:
 def _from_shards(found: list[Path], out: Path, skipped: Skipped) -> dict:
     """Write the index of shards; its digest is of the captions and the names of the pictures."""
     digest = hashlib.sha256()
-    samples = ((path.name, sample) for path in found for sample in shards.samples(path, skipped))
     with index.writing(out / ROWS, IN_SHARDS) as rows:
-        for row, (shard, sample) in enumerate(samples):
+        for row, (shard, sample) in enumerate(shards.samples_of_all(found, skipped)):
             if sample is not None:
                 member, caption, offset, size = sample
                 image = f"{shard}/{member}"

@@ -1,13 +1,17 @@
 """Tar shards in the layout of WebDataset, as `pixparse/cc3m-wds` has them: `cc3m-train-0000.tar` with members KEY.jpg, KEY.txt, KEY.json.
 
 A shard is never unpacked. Steps: (1) `find` names the shards of a folder; (2) `samples` walks through the headers of one and notes where
-its pictures lie; (3) `count_missing` holds them against `_info.json`. A shard that breaks off gives the samples before the break.
+its pictures lie, `samples_of_all` does it for many, on all cores; (3) `count_missing` holds them against `_info.json`. A shard that breaks
+off gives the samples before the break.
 """
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from abc_core.data import Skipped
@@ -16,6 +20,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")  # what the name of a picture ends in
 CAPTION = "txt"
 LONGEST = 1 << 16  # bytes of a caption
 BROKEN = "shard breaks off here"
+FEW = 8  # shards that one process reads sooner than several start
 
 
 def find(folder: Path) -> list[Path]:
@@ -30,6 +35,26 @@ def find(folder: Path) -> list[Path]:
         named = ", ".join(f"{name}*.tar" for name in sets)
         raise ValueError(f"{folder} has shards of several sets, {named}; give each a folder of its own (links will do)")
     return found
+
+
+def samples_of_all(found: list[Path], skipped: Skipped) -> Iterator[tuple[str, tuple | None]]:
+    """(shard's name, sample) of many shards, in order; a process for each core where there are shards enough to pay for its start."""
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or len(found) < FEW:
+        yield from ((path.name, sample) for path in found for sample in samples(path, skipped))
+        return
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:  # a fork would copy CUDA's state and other threads' locks
+        for first in range(0, len(found), 2 * cores):  # so many shards' samples are held at most
+            part = found[first : first + 2 * cores]
+            for path, (listed, left_out) in zip(part, pool.map(_listed, part)):
+                skipped.add(left_out)
+                yield from ((path.name, sample) for sample in listed)
+
+
+def _listed(path: Path) -> tuple[list, Skipped]:
+    """All samples of one shard, and what was left out."""
+    skipped = Skipped()
+    return list(samples(path, skipped)), skipped
 
 
 def samples(path: Path, skipped: Skipped) -> Iterator[tuple[str, str, int, int] | None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abc_core.data import UnreadableImage
 from abc_core.parallel import rank_and_count
 from abc_core.resumable import blank_rows, fill
 
@@ -24,8 +25,8 @@ def embed_to_file(
 
     Args:
         path: an .npy file; its name must change with whatever the embeddings depend on (a run's folder does).
-        embed: list of items -> float32[n, D]. If it raises ValueError or FileNotFoundError, as `data.open_image` does, the item that is to
-            blame is found, and its row stays zero.
+        embed: list of items -> float32[n, D]. If it raises `data.UnreadableImage` or FileNotFoundError, the item that is to blame is
+            found, and its row stays zero.
         unreadable: share of the items that may be so; they are counted and named in `report`.
     Raises:
         ValueError: the file holds another number of items or another width, an embedding is not finite, or too many items are unreadable.
@@ -36,7 +37,7 @@ def embed_to_file(
     def part(first: int, chosen: list) -> np.ndarray:
         try:
             vectors = embed(chosen)
-        except (ValueError, FileNotFoundError) as error:
+        except (UnreadableImage, FileNotFoundError) as error:
             if not unreadable:
                 raise
             if len(chosen) == 1:

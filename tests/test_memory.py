@@ -9,7 +9,8 @@ import pytest
 
 from abc_core import memory, paths
 from abc_core.config import InstructConfig, PretrainConfig
-from abc_core.memory import GIB, Shapes, backbone_config, check, plan, plan_profile
+from abc_core.cost import backbone_config
+from abc_core.memory import GIB, Shapes, check, plan, plan_profile
 
 # A real step with the shipped model; prints its peak resident memory minus that before the step, and the lengths of its rows.
 CHILD = """

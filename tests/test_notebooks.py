@@ -231,7 +231,7 @@ def test_a_notebook_follows_the_contract(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_profiles_of_the_paper_have_a_file_for_every_notebook_and_the_papers_numbers(notebook, profile):
     assert notebooks.params_file(notebook, profile).exists()
-    values = notebooks.literals(notebook) | notebooks.parameters(notebook, profile)
+    values = notebooks.values(notebook, profile)
     papers = {
         "01_mining": [MiningConfig(), PretrainConfig(steps=1000, queries=256)],
         "02_pretraining": [PretrainConfig()],

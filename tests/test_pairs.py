@@ -15,7 +15,7 @@ from PIL import Image
 
 from abc_core import batches, index, pairs, shards
 from abc_core.batches import InstructBatches, PairBatches
-from abc_core.data import Member, caption_ids, open_image
+from abc_core.data import Member, Skipped, caption_ids, open_image
 from abc_core.instructions import Instructed
 from abc_core.mined import read_mined, write_mined
 from abc_core.pairs import Pair, read_pairs
@@ -154,6 +154,19 @@ def test_shards_without_any_usable_sample_are_an_error_that_says_why(tmp_path):
     (tmp_path / "wds" / "0.tar").write_bytes(b"not a tar file" * 100)
     with pytest.raises(ValueError, match=r"wds has no row that can be used[\s\S]*breaks off here[\s\S]*0\.tar row 0"):
         read_pairs(tmp_path / "wds")
+
+
+def test_shards_read_by_several_processes_are_those_read_by_one(wds, monkeypatch):
+    (wds / "cc3m-train-0001.tar").write_bytes((wds / "cc3m-train-0001.tar").read_bytes()[:5000])
+    for k in range(2, 7):
+        shard(wds / f"cc3m-train-{k:04d}.tar", itertools.chain(*(sample(f"{n:04d}", n) for n in range(3)), [("d.jpg", jpeg(1))]))
+    one, several = Skipped(), Skipped()
+    plain = list(shards.samples_of_all(shards.find(wds), one))
+    monkeypatch.setattr(shards, "FEW", 2)
+    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(shards, "samples", None)  # in this process
+    assert list(shards.samples_of_all(shards.find(wds), several)) == plain
+    assert several == one and len(one.counts) > 1 and max(map(len, one.examples.values())) == 3
 
 
 def test_mined_pairs_name_pictures_in_shards_and_find_them_again(wds, tmp_path):

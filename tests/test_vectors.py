@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from abc_core import resumable
+from abc_core.data import UnreadableImage
 from abc_core.vectors import embed_to_file
 
 ITEMS = [f"caption {k}" for k in range(23)]
@@ -131,7 +132,7 @@ def reader(broken: set):
     def read(part):
         for text in part:
             if text in broken:
-                raise ValueError(f"{text}.jpg is not a whole picture")
+                raise UnreadableImage(f"{text}.jpg is not a whole picture", text)
         return embed(part)
 
     return read
