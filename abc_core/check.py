@@ -90,7 +90,7 @@ def for_gpus(model) -> bool:
 
 def check(profile: str, report=print) -> list[str]:
     """Print what a profile reads, writes and needs, notebook by notebook; returns what is missing, one line each."""
-    missing, total, writes, values, big = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False
+    missing, total, writes, values, big, gpus = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False, 0
     for notebook in notebooks.find():
         kept = {name: values[name] for name in ("backbone",) if name in values}  # later notebooks find it in the checkpoint
         values = kept | notebooks.values(notebook, profile)
@@ -103,13 +103,14 @@ def check(profile: str, report=print) -> list[str]:
         for folder, size in written(notebook.stem, values, model).items():
             writes[folder] += size
         big, processes, flops = for_gpus(model), values.get("processes", 1), work(notebook.stem, values, model)
-        if big and torch.cuda.device_count() < processes:
-            missing["GPUs"] = f"{processes} GPUs, one for each process; {torch.cuda.device_count()} here"
+        gpus = max(gpus, processes * big)
         if flops:
             took = cost.hours(flops, processes, cost.A100) if big else cost.hours(flops, 1, cpu_rate())
             total += took
             where = f"{processes} A100" if big else "this CPU"
             report(f"  {flops:.2e} operations: {took:.2f} hours on {where} at {cost.USED:.0%} of its best")
+    if torch.cuda.device_count() < gpus:
+        missing["GPUs"] = f"{gpus} GPUs, one for each process; {torch.cuda.device_count()} here"
     report(f"in all {total:.1f} hours, without reading pictures and drawing figures")
     for stage in ("02_pretraining", "03_instruction_tuning") if big else ():
         peak = next(row["gib"] for row in memory.plan_profile(profile, stage) if row["part"] == "peak")

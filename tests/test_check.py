@@ -27,12 +27,12 @@ def paper(monkeypatch, gpus: int, gib: float, free: float) -> list[str]:
 
 
 def test_everything_that_the_paper_needs_and_is_missing_is_named(runs, monkeypatch):
-    missing = paper(monkeypatch, gpus=2, gib=90.0, free=50)
+    missing = paper(monkeypatch, gpus=0, gib=90.0, free=50)
     wanted = {
         "models/Qwen2-VL-7B-Instruct: no config.json. the weights of Qwen/Qwen2-VL-7B-Instruct",
         "data/conceptual_captions: no Train_GCC-training.tsv. ai.google.com", "data/coco_val: no Train_GCC-training.tsv. COCO 2017",
         "data/conceptual_captions_val: no", "data/visual_genome: no region_descriptions.json, image_data.json, instructions.jsonl, VG_100K",
-        "data/visual_genome_test: no", "8 GPUs, one for each process; 2 here",
+        "data/visual_genome_test: no", "8 GPUs, one for each process; 0 here",
         "memory: 90.0 GiB a device at the peak of 02_pretraining", "memory: 90.0 GiB a device at the peak of 03_instruction_tuning",
         "GiB will be written, 50.0 GiB are free",
     }  # fmt: skip
