@@ -30,7 +30,7 @@ check: $(READY)
 	$(VENV) -m abc_core.check $(PROFILE)
 
 test: check-style
-	$(VENV) -m pytest -q
+	$(VENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check-style: $(READY)
 	$(VENV) -m ruff check .
