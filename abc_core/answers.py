@@ -1,14 +1,18 @@
-"""Ask a generative backbone: exact match by kind of question, and single answers token by token."""
+"""Ask a generative backbone: exact match by kind of question, single answers token by token, and instructions for regions (Appendix A)."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from abc_core.answer_loss import answer_logits, hidden_of, seen_by
+from abc_core.backbone import load_backbone
 from abc_core.data import open_image
 from abc_core.lessons import Lessons
+from abc_core.replies import Answer, Question
+from abc_core.runlog import fingerprint
 
 
 @torch.no_grad()
@@ -49,11 +53,54 @@ def _answers_right(model, lessons, record, turns) -> list[bool]:
     return out
 
 
-@torch.no_grad()
 def answer(model, processor, image: Path, question: str, max_new_tokens: int = 24) -> str:
     """What the model generates, greedily, when asked about a picture: the ordinary way, chat template and `generate`."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=[text], images=[open_image(image)], return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answer_all(model, processor, [open_image(image)], [question], max_new_tokens)[0]
+
+
+@torch.no_grad()
+def answer_all(model, processor, pictures: list, questions: list[str], max_new_tokens: int = 24) -> list[str]:
+    """The `answer` to one question about each PIL picture, in one batch.
+
+    Raises:
+        ValueError: the model was made bidirectional, and no longer decodes.
+    """
+    if getattr(model.config.get_text_config(), "is_causal", True) is False:
+        raise ValueError("this backbone was made bidirectional, so it no longer generates; load it anew")
+    contents = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
+    texts = [processor.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True) for c in contents]
+    inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+
+
+class Backbone:
+    """The backbone of a folder as a generator for `generate.generate`: on this machine, before it becomes an embedder.
+
+    Args:
+        batch: pictures of one call. max_tokens: of an answer. options: of `backbone.load_backbone`.
+    **Caveat:** the embedded backbone has learned to answer questions, not to ask them: what it says here is no instruction.
+    """
+
+    picture_tokens = None  # nobody counts them
+
+    def __init__(self, folder: Path, batch: int = 16, max_tokens: int = 40, **options):
+        self.model, self.processor = load_backbone(folder, **options)
+        if self.processor is None:
+            raise ValueError(f"{folder} has no tokenizer, so it cannot be asked")
+        self.batch, self.max_tokens = batch, max_tokens
+        self.name = f"backbone {fingerprint(Path(folder))}, answers up to {max_tokens}"
+
+    def __call__(self, questions: list[Question], deliver: Callable) -> None:
+        """Answer `batch` questions at a time; (question, Answer, or the exception of its picture) goes to `deliver`."""
+        for start in range(0, len(questions), self.batch):
+            seen, pictures = [], []
+            for question in questions[start : start + self.batch]:
+                try:
+                    pictures.append(open_image(question.image))
+                    seen.append(question)
+                except (OSError, ValueError) as error:
+                    deliver(question, error)
+            texts = answer_all(self.model, self.processor, pictures, [q.prompt for q in seen], self.max_tokens) if seen else []
+            for question, text in zip(seen, texts, strict=True):
+                deliver(question, Answer(text))

@@ -96,19 +96,21 @@ class PretrainJob(_TrainingJob):
 class InstructJob(_TrainingJob):
     """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions.
 
-    The folder has the layout of Visual Genome and a file instructions.jsonl, or that of ABC-VG-Instruct, whose regions are drawn already.
+    The folder has the layout of Visual Genome and a file instructions.jsonl, in whose place `written` may name another (as of
+    `generate.generate`); or the layout of ABC-VG-Instruct, whose regions are drawn already.
     """
 
     config: InstructConfig
     stage1: str
     regions: str
     drop_largest: int = 5  # Sec. 3.2, "We exclude the 5 largest bounding boxes"
+    written: str | None = None
     name: str = "instruct"
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`."""
-        genome = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json", "instructions.jsonl")]
-        read = instructions.instructed_files(_path(self.regions)) or genome
+        genome = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json")]
+        read = instructions.instructed_files(_path(self.regions)) or [*genome, self._wordings]
         inputs = {"stage1": runlog.fingerprint(_path(self.stage1)), "regions": runlog.fingerprint(*read)}
         return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)}, lock)
 
@@ -116,16 +118,22 @@ class InstructJob(_TrainingJob):
         """Instructed regions, picture by picture; what was left out goes to `report`."""
         each = self.config.instructions_per_image
         if instructions.instructed_files(_path(self.regions)):
+            if self.written is not None:
+                raise ValueError(f"{self.regions} has its own instructions, so written = {self.written!r} would not be read")
             groups, skipped = instructions.read_instructed(_path(self.regions))
             report(skipped)
             return [group[:each] for group in groups]
         genome, skipped = read_genome(_path(self.regions))
         chosen, counts = instructions.select_regions(genome, self.drop_largest, each, self.config.seed)
-        options, _ = instructions.read_instructions(_path(self.regions) / "instructions.jsonl")
+        options, _ = instructions.read_instructions(self._wordings)
         rows, asked = instructions.instruct(chosen, options, self.config.seed)
         for account in (skipped, counts, asked):
             report(account)
         return instructions.by_image(rows)
+
+    @property
+    def _wordings(self) -> Path:
+        return _path(self.written or f"{self.regions}/instructions.jsonl")
 
     def build(self, folder: Path) -> Work:
         """Read the data, make the embedder, and embed the captions once, into the run's `folder`: they never change (Sec. 3.2)."""
