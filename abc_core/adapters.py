@@ -203,7 +203,7 @@ def _of(stage: str, name: str) -> bool:
 def save_embedder(embedder, path: Path, optimizers=None, **numbers) -> None:
     """Write the merged and the present stages, and how to rebuild them around the backbone, into one checkpoint (adapters only)."""
     present = [s for s in STAGES if has_adapter(embedder.model, s)]
-    facts = {"lora": embedder.lora, "present": present, "built": embedder.built, "backbone": embedder.fingerprint}
+    facts = {"lora": embedder.lora, "present": present, "built": embedder.built, "backbone": embedder.backbone_fingerprint}
     checkpoint.save(path, all_tensors(embedder), optimizers, **facts, **numbers)
 
 
@@ -226,8 +226,8 @@ def load_embedder(cls, path: Path):
     backbone = Path(built.pop("backbone"))
     backbone = backbone if backbone.is_absolute() else ROOT / backbone
     embedder = cls.from_backbone(backbone, **built)
-    if numbers.get("backbone", embedder.fingerprint) != embedder.fingerprint:
-        found = f"{backbone} now holds others, with fingerprint {embedder.fingerprint}"
+    if numbers.get("backbone", embedder.backbone_fingerprint) != embedder.backbone_fingerprint:
+        found = f"{backbone} now holds others, with fingerprint {embedder.backbone_fingerprint}"
         raise ValueError(
             f"{path} was trained on a backbone whose weights have the fingerprint {numbers['backbone']}; {found}: "
             f"put the former ones back, or delete {Path(path).parent} and train again"

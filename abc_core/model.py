@@ -10,6 +10,8 @@ L tokens (padded) · P picture patches · V visual tokens after the merger · H 
 quantity: q_emb, c_emb, q_ids. A mask's 1 means "attend". `temperature` always divides.
 """
 
+import hashlib
+import json
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -31,10 +33,14 @@ from abc_core.backbone import (
     picture_features,
     set_visual_tokens,
 )
-from abc_core.data import Member, open_image
+from abc_core.data import open_image
+from abc_core.inputs import check_rows
+from abc_core.latent_pooling import LatentPooling
 from abc_core.loss import Temperature
 from abc_core.paths import ROOT
 from abc_core.prompts import Prompts
+
+POOLINGS = ("attended", "as_published", "last", "latent")
 
 
 class Head(nn.Module):
@@ -83,7 +89,9 @@ class Embedder(nn.Module):
         model, processor: a causal backbone as `load_backbone` returns it; it is changed in place (Sec. 3.1).
             Without a processor (None) it takes token ids and visual tokens (`encode`), no texts and pictures.
         head: use eq. 1's residual head. head_hidden, head_bias: see `Head`. temperature_parametrisation: see `Temperature`.
-        pooling: "attended" averages the attended tokens; "as_published" averages all of a row, padding too, without the token id 0.
+        pooling: "attended" averages the attended tokens; "as_published" averages all of a row, padding too, without the token id 0;
+            "last" takes the last attended token (VLM2Vec, E5-V); "latent" lets the attended tokens read trained latents first (NV-Embed,
+            `latent_pooling`), and starts as "attended".
         positions: "model" leaves them to the model (M-RoPE); "as_published" numbers the tokens of a row 0 to L − 1.
 
     **Authors' code:** pooling and positions "as_published", so that an embedding depends on the padding of its batch, here of its length
@@ -91,6 +99,8 @@ class Embedder(nn.Module):
     Raises:
         ValueError: an unknown pooling or positions.
     """
+
+    name = "ABC"
 
     def __init__(
         self,
@@ -105,7 +115,7 @@ class Embedder(nn.Module):
         positions: str = "model",
     ):
         super().__init__()
-        for name, value, known in (("pooling", pooling, ("attended", "as_published")), ("positions", positions, ("model", "as_published"))):
+        for name, value, known in (("pooling", pooling, POOLINGS), ("positions", positions, ("model", "as_published"))):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; known are {', '.join(known)}")
         self.model, self.processor = model, processor
@@ -118,11 +128,13 @@ class Embedder(nn.Module):
         self.pooling, self.positions = pooling, positions
         self.width = model.config.get_text_config().hidden_size
         self.head = Head(self.width, head_hidden, head_bias) if head else nn.Identity()
+        if pooling == "latent":
+            self.head.latent = LatentPooling(self.width)  # below the head, since it trains, freezes and is saved with it
         self.temperature = Temperature(parametrisation=temperature_parametrisation)
         self.lora: dict[str, dict] = {}  # stage -> rank, alpha, dropout
         self.merged: dict[str, torch.Tensor] = {}  # tensors of stages that were fused into the backbone
         self.built: dict = {}  # how `from_backbone` was called, for the checkpoint
-        self.fingerprint: str | None = None  # of the backbone's weights (`checkpoint.fingerprint`), for the checkpoint
+        self.backbone_fingerprint: str | None = None  # of the backbone's weights (`checkpoint.fingerprint`), for the checkpoint
         self.requires_grad_(False).eval()
 
     # --- loading and saving ---------------------------------------------------------------------------------------------------
@@ -157,7 +169,7 @@ class Embedder(nn.Module):
             set_visual_tokens(processor, min_visual_tokens, max_visual_tokens)
         embedder = cls(model, processor, **options)
         path = Path(path).resolve()
-        embedder.fingerprint = checkpoint.fingerprint(path)
+        embedder.backbone_fingerprint = checkpoint.fingerprint(path)
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         tokens = {"min_visual_tokens": min_visual_tokens, "max_visual_tokens": max_visual_tokens}
         embedder.built = {"backbone": str(path), "weights": weights, **tokens, **options}
@@ -167,6 +179,15 @@ class Embedder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what an embedding depends on beside its inputs: the backbone, what the stages trained, and the options."""
+        options = {k: v for k, v in self.built.items() if k != "backbone"} | {"pooling": self.pooling, "positions": self.positions}
+        digest = hashlib.sha256(json.dumps([self.backbone_fingerprint, options], sort_keys=True).encode())
+        for name, tensor in sorted((adapters.all_tensors(self) | self.head.state_dict(prefix="head.")).items()):
+            digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     # --- the differentiable parts ---------------------------------------------------------------------------------------------
 
@@ -209,6 +230,10 @@ class Embedder(nn.Module):
         hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state.float()  # B, L, H
         if self.pooling == "as_published":
             return (hidden * (ids != 0)[..., None]).sum(1) / length  # B, H
+        if self.pooling == "last":
+            return hidden[torch.arange(len(rows), device=self.device), lengths - 1]  # B, H
+        if self.pooling == "latent":
+            return self.head.latent(hidden, mask)  # B, H
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]  # B, H
 
     # --- the convenient one ---------------------------------------------------------------------------------------------------
@@ -244,6 +269,10 @@ class Embedder(nn.Module):
                 out.append(self.encode_images(pictures, asked)[0].cpu().numpy())
         return np.concatenate(out) if out else np.empty((0, self.width), dtype=np.float32)
 
+    def score(self, q_emb: np.ndarray, c_emb: np.ndarray) -> np.ndarray:
+        """float32[Q, C], the cosines of float32[Q, D] and float32[C, D]; every system has this method (`abc_core.systems`)."""
+        return q_emb @ c_emb.T
+
     def encode_images(self, pictures: list[Image.Image], instructions: list[list[str | None]]) -> tuple[torch.Tensor, dict]:
         """Differentiable vectors of pictures, each under its instructions (None: without one); rows come picture by picture."""
         visual = self.see(pictures)
@@ -265,29 +294,11 @@ class Embedder(nn.Module):
         return out
 
     def _check(self, images, texts, instructions, on: bool) -> None:
-        if (images is None) == (texts is None):
-            raise ValueError("give either images or texts" + (", not both" if images is not None else ""))
         if self.prompts is None:
             raise ValueError(f"{self.built.get('backbone', 'the backbone')} came without a processor, so pictures and texts cannot be read")
-        if isinstance(images, str | Path | Member | Image.Image) or isinstance(texts, str):
-            raise ValueError("images and texts are lists; wrap a single one in [ ]")
-        if texts is not None and instructions is not None:
-            raise ValueError("instructions go with images; a text is embedded without one")
-        for row, text in enumerate([] if texts is None else texts):
-            if not _is_text(text):
-                raise ValueError(f"text {row} is empty: {text!r}")
-        for row, image in enumerate([] if images is None else images):
-            if not isinstance(image, str | Path | Member | Image.Image):
-                raise ValueError(f"image {row} is a {type(image).__name__}; PIL pictures and paths can be embedded")
+        check_rows(images, texts, instructions)
         if on and not adapters.has_adapter(self.model, "instruct"):
             raise ValueError("this embedder has no stage-2 adapter, so it cannot follow instructions; load one that notebook 03 trained")
-        if instructions is None:
-            return
-        if isinstance(instructions, str) or len(instructions) != len(images):
-            raise ValueError(f"{len(images)} images need {len(images)} instructions or lists of instructions; got {len(instructions)}")
-        for row, asked in enumerate(instructions):
-            if not (_is_text(asked) or (isinstance(asked, list | tuple) and asked and all(map(_is_text, asked)))):
-                raise ValueError(f"instruction of image {row} is empty: {asked!r}")
 
 
 def length_groups(lengths: list[int], overhead: int = 512) -> list[list[int]]:
@@ -309,10 +320,6 @@ def length_groups(lengths: list[int], overhead: int = 512) -> list[list[int]]:
         k = cut[k]
     owner = group_of[np.searchsorted(distinct, lengths)] if len(distinct) else np.empty(0)
     return [np.flatnonzero(owner == g).tolist() for g in np.unique(owner)]
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _ticks(steps, progress):

@@ -44,15 +44,15 @@ def load_released(cls, base=BASE, pretrain=PRETRAIN, instruct=INSTRUCT, download
         ValueError: a tensor that is missing, left over, of another shape or not finite, or a LoRA whose B is all zero.
     """
     options = {"positions": "as_published", "min_visual_tokens": 256, "max_visual_tokens": 1024} | options
-    stages = {"pretrain": read_adapter(_folder(pretrain, download), "pretrain")}
+    stages = {"pretrain": read_adapter(hub_folder(pretrain, download), "pretrain")}
     if instruct is not None:
-        stages["instruct"] = read_adapter(_folder(instruct, download), "instruct")
+        stages["instruct"] = read_adapter(hub_folder(instruct, download), "instruct")
     tensors = stages["pretrain"][0]
     wide = tensors.get("pretrain/head.linear_layer1.weight")
     head = {"head": wide is not None}
     if wide is not None:
         head |= {"head_hidden": len(wide), "head_bias": "pretrain/head.linear_layer1.bias" in tensors}
-    embedder = cls.from_backbone(_folder(base, download), temperature_parametrisation="raw", **head, **options)
+    embedder = cls.from_backbone(hub_folder(base, download), temperature_parametrisation="raw", **head, **options)
     for stage, (tensors, lora, path) in stages.items():
         adapters.add_lora(embedder, stage, **lora)
         adapters.load_stage(embedder, stage, tensors, path)
@@ -139,16 +139,21 @@ def _theirs(name: str, stage: str) -> str:
     return theirs + name.removeprefix(own).replace(f".{stage}.weight", ".weight")
 
 
-def _folder(name, download: bool) -> Path:
-    """A local folder, or the local copy of a model on the hub."""
+def hub_folder(name, download: bool, revision: str | None = None, ignore: str | None = None) -> Path:
+    """A local folder, or the local copy of a model on the hub: weights in safetensors and texts, no pickle, no code, no file like `ignore`.
+
+    Raises:
+        FileNotFoundError: neither a folder nor in the hub's local cache (with `download`: nor to be had).
+    """
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        files = ["*.safetensors", "*.json", "*.txt", "*.jinja"]  # no pickle, no code
-        return Path(snapshot_download(str(name), allow_patterns=files, local_files_only=not download))
+        files = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]  # the last: a tokenizer's
+        given = dict(revision=revision, allow_patterns=files, ignore_patterns=ignore)
+        return Path(snapshot_download(str(name), local_files_only=not download, **given))
     except (LocalEntryNotFoundError, ValueError) as error:
         hint = "no connection" if download else "download=True fetches it once"
         raise FileNotFoundError(f"{name} is neither a folder nor in the local cache of the model hub ({hint}): {error}") from error
