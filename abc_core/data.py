@@ -16,7 +16,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +61,20 @@ def caption_ids(captions: Iterable[str]) -> np.ndarray:
 
 
 class Member(NamedTuple):
-    """A picture inside a tar file: `size` bytes of it from `offset` on."""
+    """A picture inside a tar or zip file: `size` bytes of it from `offset` on; deflated to `packed` bytes there, if that is not None."""
 
-    path: Path  # of the tar file
+    path: Path  # of the archive
     name: str
     offset: int
     size: int
+    packed: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the picture, no more than `size`. Raises zlib.error where they are not deflated."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            raw = file.read(self.size if self.packed is None else self.packed)
+        return raw if self.packed is None else zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, self.size)
 
     def __str__(self) -> str:
         return f"{self.path}/{self.name}"
@@ -112,11 +120,10 @@ def _opened(source: Path | Member | Image.Image, max_pixels: int):
         return nullcontext(source)
     if not isinstance(source, Member):
         return Image.open(source, formats=FORMATS)
-    if source.size > 8 * max_pixels:  # no picture of so few pixels needs so many bytes, and they are read at once
-        raise ValueError(f"{source.size:,} bytes are more than a picture of {max_pixels:,} pixels may have")
-    with source.path.open("rb") as file:
-        file.seek(source.offset)
-        return Image.open(io.BytesIO(file.read(source.size)), formats=FORMATS)
+    size = max(source.size, source.packed or 0)
+    if size > 8 * max_pixels:  # no picture of so few pixels needs so many bytes, and they are read at once
+        raise ValueError(f"{size:,} bytes are more than a picture of {max_pixels:,} pixels may have")
+    return Image.open(io.BytesIO(source.read()), formats=FORMATS)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -221,10 +228,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError names the file and where it breaks off."""
+def read_json(path: Path, object_hook: Callable | None = None) -> Any:
+    """The content of a JSON file; ValueError names the file and where it breaks off. `object_hook` is that of `json.loads`."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=object_hook)
     except ValueError as error:  # broken JSON or broken UTF-8
         raise ValueError(f"{path} is not JSON: {error}") from error
 

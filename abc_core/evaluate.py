@@ -1,13 +1,14 @@
 """Retrieval scores: ranks with pessimistic ties, R@k, bootstrap intervals over pictures.
 
-(1) `ranks` of given scores; (2) `ranks_from_embeddings` in blocks, without a matrix of all scores; (3) image ↔ text retrieval with several
-right captions; (4) `recall`, `bootstrap_interval`, `share_interval`, and a `table_row`. A rank is the number of *other* candidates that
-score as high as the right one or higher, so 0 is best, a collapsed model has the worst ranks, and a hit at k is rank < k.
+(1) `ranks` of given scores; (2) `ranks_from_embeddings` in blocks, without a matrix of all scores; (3) `task_ranks` with several right
+candidates and choices of a query's own (`tasks.Task`); (4) `recall`, `bootstrap_interval`, `share_interval`, and a `table_row`. A rank is
+the number of *other* candidates that score as high as the right one or higher, so 0 is best, a collapsed model has the worst ranks, and a
+hit at k is rank < k.
 **Caveat:** R@k falls with the number of candidates; compare it only between systems that chose among the same ones.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
@@ -85,40 +86,42 @@ def _products(q_emb: np.ndarray, c_emb: np.ndarray, block: int) -> Iterator[np.n
     return (q_emb[i : i + block] @ c_emb.T for i in range(0, len(q_emb), block))
 
 
-# --- image ↔ text ---------------------------------------------------------------------------------------------------------------
+# --- several right candidates, or choices of one's own --------------------------------------------------------------------------
 
 
-def image_to_text(image_emb: np.ndarray, text_emb: np.ndarray, owner: np.ndarray, block: int = 512, tolerance: float = 1e-6) -> np.ndarray:
-    """Rank of the best of each picture's own captions: how many captions of other pictures score as high or higher.
+def task_ranks(
+    scores: Iterable[np.ndarray], right: Sequence[np.ndarray], choices: Sequence[np.ndarray] | None = None, tolerance: float = 1e-6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of the best right candidate of each query: how many wrong ones score as high or higher, and how many score higher.
 
     Args:
-        image_emb, text_emb: float32[I, D] and float32[T, D], unit vectors.
-        owner: int[T], the picture of each caption.
+        scores: blocks of rows, float[b, C], Q rows in all.
+        right: Q times int[≥ 1]. choices: Q times the candidates that a query chooses among; None: all. Both as in `tasks.Task`.
+        tolerance: scores that differ by no more than this are ties.
     Returns:
-        int64[I]; a picture whose scores hold NaN has a rank above T, with a warning.
+        (int64[Q], int64[Q]): ties count against the right candidate, and in its favour. A query whose scores hold NaN has the rank C, worse
+        than any, in both (a warning says how many).
     Raises:
-        ValueError: shapes that do not fit, or a picture without caption.
+        ValueError: another number of rows than queries.
     """
-    owner = np.asarray(owner)
-    texts, images = len(text_emb), len(image_emb)
-    if owner.shape != (texts,) or not np.array_equal(np.unique(owner), np.arange(images)):
-        raise ValueError(f"owner of shape {owner.shape} must name a picture for each of {texts} captions, and each of {images} pictures")
-    return ranks(_best_own_first(image_emb, text_emb, owner, block), np.zeros(len(image_emb), dtype=np.int64), tolerance=tolerance)
-
-
-def _best_own_first(image_emb: np.ndarray, text_emb: np.ndarray, owner: np.ndarray, block: int) -> Iterator[np.ndarray]:
-    """Blocks float32[b, 1 + T]: the best score among the own captions, then all scores with the own ones at -inf."""
-    first = 0
-    for part in _products(image_emb, text_emb, block):
-        own = owner[None] == np.arange(first, first + len(part))[:, None]  # b, T
-        best = np.where(own, part, -np.inf).max(1, keepdims=True)
-        yield np.concatenate([best, np.where(own, -np.inf, part)], axis=1)
-        first += len(part)
-
-
-def text_to_image(text_emb: np.ndarray, image_emb: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """int64[T]: rank of each caption's picture, owner int[T], among the pictures."""
-    return ranks_from_embeddings(text_emb, image_emb, owner)
+    found, done, broken = np.empty((2, len(right)), dtype=np.int64), 0, []
+    for part in scores:
+        if done + len(part) > len(right):
+            raise ValueError(f"{done + len(part)} rows of scores for {len(right)} queries")
+        for row, own in zip(part, right[done : done + len(part)]):
+            own, offered = np.unique(own), row if choices is None else row[np.unique(choices[done])]
+            best = row[own].max()
+            as_high = np.count_nonzero(offered >= best - tolerance) - np.count_nonzero(row[own] >= best - tolerance)
+            found[:, done] = as_high, np.count_nonzero(offered > best + tolerance)
+            if np.isnan(offered).any():
+                broken.append(done)
+                found[:, done] = len(row)
+            done += 1
+    if done != len(right):
+        raise ValueError(f"{done} rows of scores for {len(right)} queries")
+    if broken:
+        warnings.warn(f"{len(broken)} of {done} rows of scores hold NaN, the first is row {broken[0]}: all count as missed", stacklevel=2)
+    return found[0], found[1]
 
 
 # --- figures of merit -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Task:
     candidates: Sequence  # C texts, or C pictures
     right: Sequence[np.ndarray]  # Q times int64[≥ 1]: the right candidates; finding the best of them counts
     choices: Sequence[np.ndarray] | None = None  # Q times int64[≥ 2]: the candidates it chooses among, right ones too; None: all of them
+    kind: str = ""  # what a table puts together: "retrieval", "classification", "vqa"
 
     def __post_init__(self):
         q, c, p = len(self.shown), len(self.candidates), len(self.pictures)
@@ -49,5 +50,5 @@ class Task:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """int64[Q]: queries that hang together, those of one picture; a query without picture is its own group."""
-        return np.where(self.shown >= 0, self.shown, len(self.pictures) + np.arange(len(self.shown)))
+        """int64[Q]: queries that hang together: those of one picture; without a picture, those of one (first) right candidate."""
+        return np.where(self.shown >= 0, self.shown, len(self.pictures) + np.array([right[0] for right in self.right]))

@@ -5,13 +5,12 @@ import pytest
 
 from abc_core.evaluate import (
     bootstrap_interval,
-    image_to_text,
     ranks,
     ranks_from_embeddings,
     recall,
     share_interval,
     table_row,
-    text_to_image,
+    task_ranks,
 )
 
 
@@ -36,7 +35,8 @@ def test_a_collapsed_model_hits_nothing_wherever_the_right_candidate_stands():
     for gold in (np.zeros(6, int), np.arange(6)):
         rank = ranks_from_embeddings(same, same, gold)
         assert rank.tolist() == [5] * 6 and recall(rank, 5) == 0
-    assert image_to_text(same[:3], same, np.array([0, 0, 1, 1, 2, 2])).tolist() == [4, 4, 4]
+    found = task_ranks([same[:3] @ same.T], np.arange(6).reshape(3, 2))
+    assert [r.tolist() for r in found] == [[4, 4, 4], [0, 0, 0]]
 
 
 def test_perfect_scores_have_rank_0():
@@ -50,10 +50,12 @@ def test_a_row_with_nan_is_missed_and_said():
     with pytest.warns(UserWarning, match="2 of 4 rows of scores hold NaN, the first is row 1"):
         rank = ranks(scores, np.arange(4), block=2)
     assert rank.tolist() == [0, 4, 4, 0] and recall(rank, 4) == 50
-    q_emb = np.eye(4, dtype=np.float32)
-    q_emb[3] = np.nan
+    with pytest.warns(UserWarning, match="2 of 4 rows of scores hold NaN, the first is row 1"):
+        found = task_ranks([scores[:2], scores[2:]], np.arange(4)[:, None])
+    assert [r.tolist() for r in found] == [[0, 4, 4, 0]] * 2
+    chosen = [np.array([k, (k + 1) % 4]) for k in range(4)]  # of row 1 the NaN is not among them
     with pytest.warns(UserWarning, match="1 of 4 rows"):
-        assert image_to_text(q_emb, np.eye(4, dtype=np.float32), np.arange(4)).tolist()[:3] == [0, 0, 0]
+        assert task_ranks([scores], np.arange(4)[:, None], chosen)[0].tolist() == [0, 0, 4, 0]
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 512])
@@ -77,21 +79,28 @@ def test_equal_texts_tie_in_spite_of_rounding():
 
 
 @pytest.mark.parametrize("block", [3, 512])
-def test_image_to_text_takes_the_best_own_caption_and_agrees_with_brute_force(block):
+@pytest.mark.parametrize("own_choices", [False, True])
+def test_the_best_right_candidate_counts_and_agrees_with_brute_force(block, own_choices):
     rng = np.random.default_rng(0)
-    owner = np.concatenate([np.arange(10), rng.integers(10, size=25)])
-    images, texts = unit(rng, 10, 6), unit(rng, 35, 6)
-    texts[30:] = texts[:5]
-    scores = images @ texts.T
-    expected = [brute_rank(scores[i], set(np.flatnonzero(owner == i)), 1e-6) for i in range(10)]
-    assert image_to_text(images, texts, owner, block).tolist() == expected
-    assert text_to_image(texts, images, owner).tolist() == [brute_rank(s, {o}, 1e-6) for s, o in zip(scores.T, owner, strict=True)]
+    scores = (unit(rng, 40, 6) @ unit(rng, 35, 6).T).round(1)  # many ties
+    right = [rng.choice(35, size=rng.integers(1, 5), replace=False) for _ in range(40)]
+    choices = [np.union1d(r, rng.choice(35, size=9)) for r in right] if own_choices else None
+    offered = [range(35) if choices is None else choices[i] for i in range(40)]
+    blocks = [scores[i : i + block] for i in range(0, 40, block)]
+    high, low = task_ranks(blocks, right, choices)
+    for i, row in enumerate(scores.tolist()):
+        seen = [row[j] if j in offered[i] else -np.inf for j in range(35)]
+        assert high[i] == brute_rank(seen, set(right[i].tolist()), 1e-6)
+        assert low[i] == sum(s > max(row[j] for j in right[i]) + 1e-6 for s in seen)
 
 
-def test_ties_among_a_pictures_own_captions_do_not_count():
-    images = np.eye(2, dtype=np.float32)
-    assert image_to_text(images, images[[0, 0, 0, 1]], np.array([0, 0, 0, 1])).tolist() == [0, 0]
-    assert image_to_text(images, images[[0, 0, 0, 1]], np.array([0, 1, 0, 1])).tolist() == [1, 0]
+def test_ties_among_right_candidates_do_not_count_and_naming_one_twice_changes_nothing():
+    scores = np.array([[1, 1, 1, 0], [0, 0, 0, 1]])
+    assert task_ranks([scores], [np.array([0, 1, 2]), np.array([3])])[0].tolist() == [0, 0]
+    assert task_ranks([scores], [np.array([0, 2]), np.array([1, 3])])[0].tolist() == [1, 0]
+    twice = [np.array([0, 2, 2]), np.array([1, 3, 3])]
+    high, low = task_ranks([scores], twice, [np.array([0, 1, 2, 2, 1]), np.array([1, 3, 3])])
+    assert (high.tolist(), low.tolist()) == ([1, 0], [0, 0])
 
 
 def test_shapes_and_right_candidates_that_do_not_fit_are_errors_with_the_value():
@@ -107,8 +116,9 @@ def test_shapes_and_right_candidates_that_do_not_fit_are_errors_with_the_value()
             ranks(scores, np.array(gold))
     with pytest.raises(ValueError, match=r"\(3, 3\) against candidates of shape \(3, 2\)"):
         ranks_from_embeddings(scores, scores[:, :2], np.arange(3))
-    with pytest.raises(ValueError, match="each of 3 pictures"):
-        image_to_text(scores, scores, np.array([0, 0, 1]))
+    for blocks in ([scores[:2]], [scores, scores[:1]]):
+        with pytest.raises(ValueError, match=r"(2|4) rows of scores for 3 queries"):
+            task_ranks(blocks, np.arange(3)[:, None])
     with pytest.raises(ValueError, match="R@0 of 3"):
         recall(np.arange(3), 0)
     with pytest.raises(ValueError, match="R@1 of 0"):

@@ -19,7 +19,7 @@ from abc_core.readers import read_genome, read_karpathy, read_pairs
 
 SMALL = World(glyphs=60)
 PICTURES = 32  # eight scenes of pairs, each with its twins
-TRAINED, HELD = ("backbone", "cc", "cc_val", "vg"), ("backbone_test", "cc_ood", "vg_test", "retrieval")
+TRAINED, HELD = ("backbone", "cc", "cc_val", "vg"), ("backbone_test", "cc_ood", "vg_test", "retrieval", "mmeb")
 
 
 @pytest.fixture(scope="module")

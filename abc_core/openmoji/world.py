@@ -8,6 +8,7 @@ cc_val/ cc_ood/ the same: new scenes · held-out meanings in another look   vali
 vg/             Visual Genome regions + instructions.jsonl     stage 2 (training meanings, trained wordings)
 vg_test/        the same, held-out meanings and wordings       CtrlBench
 retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
+mmeb/           MMEB Parquet files, held-out meanings          zero-shot classification and VQA (`mmeb_part`)
 
 The pairs of cc, cc_val and cc_ood come in fours, a scene and its twins (`_with_twins`).
 All but the first two also have truth.jsonl (which meanings a picture shows, which a caption claims), for audits and the oracle alone.
@@ -229,6 +230,12 @@ def _retrieval(path: Path, count: int, world: World) -> None:
     _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": five} for s, five in zip(scenes, claims)))
 
 
+def _mmeb(path: Path, count: int, world: World) -> None:
+    from abc_core.openmoji import mmeb_part  # which draws with this module's functions
+
+    mmeb_part.write(path, count, world)
+
+
 # Part -> function(path, count, world) that writes it; the table in the module's docstring says what each is for.
 PARTS = {
     "backbone": partial(_conversations, mix=LESSON, held_out=False),
@@ -239,6 +246,7 @@ PARTS = {
     "vg": partial(_regions, held_out=False),
     "vg_test": partial(_regions, held_out=True),
     "retrieval": _retrieval,
+    "mmeb": _mmeb,
 }
 
 
