@@ -8,7 +8,7 @@ instructions that were made for regions (in the paper by a language model, Appen
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from abc_core import index
 from abc_core.data import NUMBER, Pictures, Skipped, expect, field_of, read_json_lines, shorten
-from abc_core.readers import GenomeImage, Region
+from abc_core.genome import GenomeImage, Region
+from abc_core.held_out import comparable
 
 Options = dict[str, list[str]]  # of one region: kind of instruction -> its wordings
 
@@ -43,23 +44,44 @@ def small_regions(image: GenomeImage, drop_largest: int, seed: int) -> list[Regi
 
 
 def select_regions(
-    images: Iterable[GenomeImage], drop_largest: int = 5, take: int = 4, seed: int = 0
+    images: Iterable[GenomeImage],
+    drop_largest: int = 5,
+    take: int = 4,
+    seed: int = 0,
+    without: Collection[str] = (),
+    once: bool = False,
 ) -> tuple[dict[int, list[Region]], dict[str, int]]:
     """Draw `take` regions of each picture, the largest boxes apart.
 
+    Args:
+        without: captions, as `held_out.comparable` gives them, whose regions are not drawn: CtrlBench's, in training.
+        once: no caption is drawn twice, in the order of `images`: of CtrlBench's pictures, the regions that need instructions.
     Returns:
-        image_id -> its regions; and counts: images, kept, too_few_regions (left out).
-    **Paper:** Sec. 3.2, the five largest boxes "often do not represent specific objects".
+        image_id -> its regions; and counts that add up: images, kept, too_few_regions, too_few_other_captions (both left out).
+    **Paper:** Sec. 3.2, the five largest boxes "often do not represent specific objects"; Sec. 4.4, "duplicated captions" are removed.
     """
     if drop_largest < 0 or take < 1:
         raise ValueError(f"drop_largest = {drop_largest} and take = {take}; at least 0 and 1 were expected")
-    selected, seen = {}, 0
+    selected, why, used = {}, Counter(too_few_regions=0, too_few_other_captions=0), set(without)
     for image in images:
-        seen += 1
-        drawn = small_regions(image, drop_largest, seed)[:take]
+        regions = small_regions(image, drop_largest, seed)
+        drawn = _other_captions(regions, take, used, once) if used or once else regions[:take]
         if len(drawn) == take:
             selected[image.image_id] = drawn
-    return selected, {"images": seen, "kept": len(selected), "too_few_regions": seen - len(selected)}
+            used.update(comparable(r.caption) for r in drawn if once)
+        else:
+            why["too_few_regions" if len(regions) < take else "too_few_other_captions"] += 1
+    return selected, {"images": len(selected) + why.total(), "kept": len(selected), **why}
+
+
+def _other_captions(regions: list[Region], take: int, used: set[str], once: bool) -> list[Region]:
+    """The first `take` regions whose caption is not used, and with `once` not that of another of them."""
+    drawn: dict[str | int, Region] = {}
+    for region in regions:
+        caption = comparable(region.caption)
+        if caption not in used and len(drawn) < take:
+            drawn.setdefault(caption if once else region.region_id, region)
+    return list(drawn.values())
 
 
 # --- 2. instructions ------------------------------------------------------------------------------------------------------------
@@ -120,6 +142,7 @@ def instruct(
     seed: int,
     wordings: int | None = None,
     kinds: dict[str, float] | None = None,
+    without: Collection[str] = (),
 ) -> tuple[list[Instructed], dict[str, int]]:
     """Draw one instruction for every selected region; a picture with a region that has none is left out whole.
 
@@ -127,6 +150,7 @@ def instruct(
         selected: of `select_regions`. instructions: of `read_instructions`.
         wordings: draw among the first so many wordings of each kind; None means all (1 is one template for everything, Sec. 5.3).
         kinds: kind -> weight; a kind that is not named is not drawn; None means all alike.
+        without: instructions, as `held_out.comparable` gives them, that are not drawn: CtrlBench's.
     Returns:
         rows, the regions of a picture one after the other; and counts: images, kept, without_instruction (left out), and rows per kind.
     """
@@ -137,6 +161,8 @@ def instruct(
     for image_id, regions in selected.items():
         rng = np.random.default_rng([seed, image_id, 1])
         options = [instructions.get((image_id, r.region_id), {}) for r in regions]
+        if without:
+            options = [{k: [t for t in texts if comparable(t) not in without] for k, texts in o.items()} for o in options]
         drawn = [choose({k: texts[:wordings] for k, texts in o.items()}, rng, kinds) for o in options]
         if None in drawn:
             left_out += 1

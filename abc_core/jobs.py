@@ -19,9 +19,11 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from abc_core import adapters, checkpoint, instructions, mining, paths, runlog, train
+from abc_core import adapters, benchmark, checkpoint, instructions, mining, paths, runlog, train
 from abc_core.batches import InstructBatches, PairBatches
 from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
+from abc_core.ctrlbench import held_out
+from abc_core.held_out import exclude, exclude_groups
 from abc_core.launch import launch
 from abc_core.mined import read_mined
 from abc_core.model import Embedder
@@ -105,6 +107,8 @@ class InstructJob(_TrainingJob):
     regions: str
     drop_largest: int = 5  # Sec. 3.2, "We exclude the 5 largest bounding boxes"
     written: str | None = None
+    ctrlbench: str | None = None  # folder of a built CtrlBench; training goes without its pictures, captions and instructions
+    karpathy: str | None = None  # dataset_coco.json; training goes without COCO's test pictures
     name: str = "instruct"
 
     def open(self, lock: bool = True) -> runlog.Run:
@@ -112,22 +116,27 @@ class InstructJob(_TrainingJob):
         genome = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json")]
         read = instructions.instructed_files(_path(self.regions)) or [*genome, self._wordings]
         inputs = {"stage1": runlog.fingerprint(_path(self.stage1)), "regions": runlog.fingerprint(*read)}
-        return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)}, lock)
+        rows = self.ctrlbench and str(_path(self.ctrlbench) / benchmark.FILE)
+        held = {name: runlog.fingerprint(_path(path)) for name, path in (("ctrlbench", rows), ("karpathy", self.karpathy)) if path}
+        return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)} | held, lock)
 
     def groups(self, report: Callable = lambda line: None) -> list[list[instructions.Instructed]]:
         """Instructed regions, picture by picture; what was left out goes to `report`."""
-        each = self.config.instructions_per_image
+        each, held = self.config.instructions_per_image, held_out(*(path and _path(path) for path in (self.ctrlbench, self.karpathy)))
         if instructions.instructed_files(_path(self.regions)):
             if self.written is not None:
                 raise ValueError(f"{self.regions} has its own instructions, so written = {self.written!r} would not be read")
             groups, skipped = instructions.read_instructed(_path(self.regions))
-            report(skipped)
-            return [group[:each] for group in groups]
+            groups, apart = exclude_groups([group[:each] for group in groups], held)
+            for account in (skipped, apart):
+                report(account)
+            return groups
         genome, skipped = read_genome(_path(self.regions))
-        chosen, counts = instructions.select_regions(genome, self.drop_largest, each, self.config.seed)
+        genome, apart = exclude(genome, held)
+        chosen, counts = instructions.select_regions(genome, self.drop_largest, each, self.config.seed, held.captions)
         options, _ = instructions.read_instructions(self._wordings)
-        rows, asked = instructions.instruct(chosen, options, self.config.seed)
-        for account in (skipped, counts, asked):
+        rows, asked = instructions.instruct(chosen, options, self.config.seed, without=held.instructions)
+        for account in (skipped, apart, counts, asked):
             report(account)
         return instructions.by_image(rows)
 

@@ -1,4 +1,4 @@
-"""Readers of public layouts, real or drawn: Visual Genome and Karpathy splits here; Conceptual Captions, from `pairs`, is offered here too.
+"""Readers of public layouts, real or drawn: Karpathy splits here; Visual Genome, from `genome`, and Conceptual Captions, from `pairs`, too.
 
 ABC-Pretraining-Data is in `mined`, ABC-VG-Instruct in `instructions`, MMEB in `mmeb`. Every reader returns what it read and a `Skipped`:
 rows that cannot be used are left out, counted and named; no row is changed. A file that is not in its layout at all raises, with file, row
@@ -6,134 +6,17 @@ and value. Rows count from 0.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from abc_core.data import NUMBER, Pictures, Skipped, expect, field_of, file_names, read_json, usable
+from abc_core.data import Pictures, Skipped, expect, field_of, read_json, usable
+from abc_core.genome import GenomeImage, Region, read_genome
 from abc_core.pairs import Pair, read_pairs
 from abc_core.tasks import Task
 
 __all__ = ["GenomeImage", "Pair", "Region", "karpathy_tasks", "read_genome", "read_karpathy", "read_pairs"]
-
-
-# --- Visual Genome --------------------------------------------------------------------------------------------------------------
-
-
-class Region(NamedTuple):
-    """A captioned box of a picture; x, y, width and height in pixels, the origin at the top left."""
-
-    image: Path
-    image_id: int
-    region_id: int
-    caption: str
-    x: float
-    y: float
-    width: float
-    height: float
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """(x, y, width, height)."""
-        return self[4:]
-
-
-@dataclass(frozen=True)
-class GenomeImage:
-    """A picture of Visual Genome and its regions, which may be none. `coco_id` links to COCO's splits, if the picture is from there."""
-
-    image: Path
-    folder: Path
-    image_id: int
-    width: int
-    height: int
-    coco_id: int | None
-    regions: list[Region]
-
-
-def read_genome(folder: Path) -> tuple[list[GenomeImage], Skipped]:
-    """Pictures and region captions in the layout of Visual Genome: two JSON files, pictures in VG_100K/ and VG_100K_2/.
-
-    Regions wholly outside their picture or without area are left out; boxes that stick out in part are kept and counted as odd.
-
-    Raises:
-        FileNotFoundError: one of the files, or both picture folders, are missing.
-        ValueError: a record is not in the layout, or no picture can be used.
-    """
-    folder = Path(folder)
-    described = expect(folder / "region_descriptions.json", "Visual Genome")
-    measured = expect(folder / "image_data.json", "Visual Genome")
-    if not (folder / "VG_100K_2").is_dir():
-        expect(folder / "VG_100K", "Visual Genome")
-    found = {name: part for part in ("VG_100K_2", "VG_100K") for name in file_names(folder / part)}
-    skipped, images = Skipped(), []
-    sizes = _sizes(measured)
-    seen: set[int] = set()
-    for row, entry in enumerate(_records(described)):
-        where = f"{described} row {row}"
-        image_id = field_of(entry, "id", int, where)
-        regions = field_of(entry, "regions", list, where)
-        name = f"{image_id}.jpg"
-        if image_id in seen:
-            skipped.leave_out("picture described twice", described, row, image_id)
-        elif image_id not in sizes:
-            skipped.leave_out(f"picture without width and height in {measured.name}", described, row, image_id)
-        elif name not in found:
-            skipped.leave_out("missing picture", described, row, name)
-        else:
-            image = folder / found[name] / name
-            width, height, coco_id = sizes[image_id]
-            kept = _regions(regions, image, image_id, (width, height), skipped, described, row)
-            images.append(GenomeImage(image, folder, image_id, width, height, coco_id, kept))
-        seen.add(image_id)
-    if not images:
-        raise ValueError(f"{described} has no picture that can be used\n{skipped}")
-    return images, skipped
-
-
-def _records(path: Path) -> list:
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise ValueError(f"{path} should hold a list of records, not a {type(records).__name__}")
-    return records
-
-
-def _sizes(path: Path) -> dict[int, tuple[int, int, int | None]]:
-    """image_data.json as image_id -> (width, height, coco_id)."""
-    sizes = {}
-    for row, entry in enumerate(_records(path)):
-        where = f"{path} row {row}"
-        width, height = field_of(entry, "width", int, where), field_of(entry, "height", int, where)
-        if width < 1 or height < 1:
-            raise ValueError(f"{where}: a picture of {width} x {height} pixels")
-        sizes[field_of(entry, "image_id", int, where)] = (width, height, entry.get("coco_id"))
-    return sizes
-
-
-def _regions(raw: list, image: Path, image_id: int, size: tuple[int, int], skipped: Skipped, file: Path, row: int) -> list[Region]:
-    """The regions of one picture that have a phrase and a box with area in the picture."""
-    kept: dict[int, Region] = {}
-    for k, entry in enumerate(raw):
-        at = f"{row}, region {k}"
-        where = f"{file} row {at}"
-        region_id, phrase = field_of(entry, "region_id", int, where), field_of(entry, "phrase", str, where)
-        x, y, w, h = (field_of(entry, name, NUMBER, where) for name in ("x", "y", "width", "height"))
-        if not phrase.strip():
-            skipped.leave_out("empty phrase", file, at, phrase)
-        elif not (w > 0 and h > 0):
-            skipped.leave_out("box without area", file, at, (x, y, w, h))
-        elif not (x < size[0] and y < size[1] and x + w > 0 and y + h > 0):
-            skipped.leave_out("box wholly outside its picture", file, at, f"{(x, y, w, h)} in {size[0]} x {size[1]}")
-        elif region_id in kept:
-            skipped.leave_out("region number used twice in a picture", file, at, region_id)
-        else:
-            if x < 0 or y < 0 or x + w > size[0] or y + h > size[1]:
-                skipped.keep("box partly outside its picture", file, at, f"{(x, y, w, h)} in {size[0]} x {size[1]}")
-            kept[region_id] = Region(image, image_id, region_id, phrase, x, y, w, h)
-    return list(kept.values())
 
 
 # --- Karpathy splits ------------------------------------------------------------------------------------------------------------

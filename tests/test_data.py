@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from abc_core import genome as genome_of
 from abc_core.data import Pictures, Skipped, normalise, open_image, read_json_lines, whole_file
+from abc_core.genome import records
 from abc_core.mined import read_mined, write_mined
 from abc_core.readers import Pair, read_genome, read_karpathy, read_pairs
 
@@ -377,6 +379,63 @@ def test_files_of_another_form_are_errors_that_name_them(tmp_path):
         read_genome(folder)
     (folder / "image_data.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"image_data\.json is missing"):
+        read_genome(folder)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10**6])
+def test_records_are_those_of_the_whole_list_wherever_the_file_is_cut_into_chunks(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(genome_of, "CHUNK", size)
+    content = [{"a": [1, {"b": 'x\\"]}, \u00fc'}]}, {}, 12345, "two, ]words", None, {"c": -1.5e-3}]
+    for text in (json.dumps(content), json.dumps(content, indent=3, ensure_ascii=False) + "\n"):
+        (tmp_path / "list.json").write_text(text, encoding="utf-8")
+        assert list(records(tmp_path / "list.json")) == content
+    (tmp_path / "list.json").write_text(" [ ] ")
+    assert list(records(tmp_path / "list.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}, {"a": 2', "record 1: "),
+        ('[{"a": 1} {"a": 2}]', "record 1: a comma or the end"),
+        ("[1, 2", "record 1: the list does not"),
+        ("[1, ]", "record 1: "),
+        ("[1] 2", "more after the end of the list: '2'"),
+        ("", "is not JSON"),
+        ('[{"a": "\xff"}]', "is not JSON: .*utf-8"),
+    ],
+)
+def test_a_list_that_breaks_off_is_an_error_that_names_the_record(tmp_path, monkeypatch, text, message):
+    (tmp_path / "list.json").write_bytes(text.encode("latin-1"))
+    for size in (1, 10**6):
+        monkeypatch.setattr(genome_of, "CHUNK", size)
+        with pytest.raises(ValueError, match=rf"list\.json.*{message}"):
+            list(records(tmp_path / "list.json"))
+
+
+def test_regions_look_like_a_list_and_are_made_when_looked_at(tmp_path):
+    folder = genome(tmp_path / "vg", {1: [(5, "a", 0, 0, 5, 5)], 2: [(7, "\u00fc\U0001f600", 1, 2, 3.5, 4), (2**40, " b\n", 0, 0, 9, 9)]})
+    for k in (1, 2):
+        picture(folder / "VG_100K" / f"{k}.jpg")
+    images, _ = read_genome(folder)
+    regions = images[1].regions
+    assert [r.caption for r in regions] == ["\u00fc\U0001f600", " b\n"] and len(regions) == 2 and len(images[0].regions) == 1
+    assert regions[-1] == regions[1:][0] == (folder / "VG_100K/2.jpg", 2, 2**40, " b\n", 0, 0, 9, 9) and regions[0].box == (1, 2, 3.5, 4)
+    assert regions[0] in regions and regions.index(regions[1]) == 1
+
+
+def test_numbers_and_texts_that_no_file_can_hold_and_pictures_measured_twice_are_told(tmp_path):
+    folder = genome(tmp_path / "vg", {1: [(1, "half \ud800", 0, 0, 5, 5), (2, "a dog", 0, 0, 5, 5)]})
+    picture(folder / "VG_100K" / "1.jpg")
+    measured = json.loads((folder / "image_data.json").read_text())
+    (folder / "image_data.json").write_text(json.dumps([*measured, measured[0] | {"width": 1}]))
+    images, skipped = read_genome(folder)
+    assert skipped.counts == {"phrase that is not Unicode": 1, "picture measured twice": 1} and images[0].width == 100
+    (folder / "image_data.json").write_text(json.dumps([measured[0] | {"coco_id": "7"}]))
+    with pytest.raises(ValueError, match=r"image_data\.json row 0: 'coco_id' is missing or of a wrong type: '7'"):
+        read_genome(folder)
+    folder = genome(tmp_path / "vg", {1: [(2**70, "a dog", 0, 0, 5, 5)]})
+    with pytest.raises(ValueError, match=r"row 0, region 0: a number is out of range: region 1180591620717411303424"):
         read_genome(folder)
 
 

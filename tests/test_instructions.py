@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from abc_core.config import InstructConfig
+from abc_core.held_out import comparable
 from abc_core.instructions import Instructed, instruct, instructed_files, read_instructed, read_instructions, select_regions
 from abc_core.jobs import InstructJob
 from abc_core.readers import GenomeImage, Region
@@ -51,7 +52,43 @@ def test_size_is_width_times_height():
 
 def test_pictures_with_too_few_regions_are_left_out_and_counted():
     kept, counts = select_regions([image(1, range(1, 10)), image(2, range(1, 9)), image(3, [])])
-    assert list(kept) == [1] and counts == {"images": 3, "kept": 1, "too_few_regions": 2}
+    assert list(kept) == [1] and counts == {"images": 3, "kept": 1, "too_few_regions": 2, "too_few_other_captions": 0}
+
+
+def test_regions_with_captions_of_the_benchmark_are_not_drawn_and_the_others_as_ever():
+    images = [image(k, range(1, 12)) for k in (1, 2, 3)]
+    plain, _ = select_regions(images, 5, 4, seed=2)
+    banned = plain[2][1].caption
+    assert select_regions(images, 5, 4, seed=2, without={"another"})[0] == plain
+    kept, counts = select_regions(images, 5, 4, seed=2, without={banned})
+    assert {k: kept[k] for k in (1, 3)} == {k: plain[k] for k in (1, 3)} and banned not in [r.caption for r in kept[2]]
+    assert [r for r in plain[2] if r.caption != banned] == kept[2][:3] and counts["kept"] == 3
+    gone = {f"caption 2-{k}" for k in (1, 2, 3)}  # three of six small ones
+    kept, counts = select_regions(images, 5, 4, seed=2, without=gone)
+    assert list(kept) == [1, 3] and counts == {"images": 3, "kept": 2, "too_few_regions": 0, "too_few_other_captions": 1}
+
+
+def test_drawn_once_no_caption_comes_twice_in_any_spelling():
+    images = [image(k, range(1, 15)) for k in range(1, 9)]
+    for i in images:
+        i.regions[:4] = [r._replace(caption=f"{'  Blue' if i.image_id % 2 else 'blue'} {r.region_id // 2}") for r in i.regions[:4]]
+    kept, counts = select_regions(images, 5, 5, seed=0, once=True)
+    said = [comparable(r.caption) for regions in kept.values() for r in regions]
+    assert len(set(said)) == len(said) == 40 and counts["kept"] == 8
+    again, counts = select_regions(images, 5, 8, seed=0, once=True)  # of nine small ones two are one caption, and three are taken
+    assert list(again) == [1] and counts["too_few_other_captions"] == 7
+
+
+def test_instructions_of_the_benchmark_are_not_drawn():
+    images = [image(k, range(1, 10)) for k in (1, 2)]
+    regions, asked = select_regions(images)[0], table(images, ("content",))
+    plain = instruct(regions, asked, seed=0)[0]
+    assert instruct(regions, asked, 0, without={"another"})[0] == plain
+    held = {f"content 1-{k} {w}" for k in range(10) for w in (0, 2)}
+    rows, counts = instruct(regions, asked, 0, without=held)
+    assert {r.instruction[-1] for r in rows if r.image_id == 1} == {"1"} and counts["kept"] == 2
+    rows, counts = instruct(regions, asked, 0, without=held | {f"content 1-{regions[1][0].region_id} 1"})
+    assert {r.image_id for r in rows} == {2} and counts["without_instruction"] == 1
 
 
 def test_the_draw_for_a_picture_does_not_depend_on_the_other_pictures():
