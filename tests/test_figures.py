@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from abc_core import figures, pages, paths
+from abc_core import charts, figures, pages, paths
 
 LONG = "a photo of a joystick on a blue diamond, a red diamond showing an envelope and a tractor in front of a brown card"
 
@@ -46,7 +46,40 @@ def retrieved():
     return [{"image": picture(), "instruction": LONG, "with": found, "without": found[::-1]}]
 
 
+def gallery():
+    found = [(LONG, 0.7, False), ("an owl", 0.6, True)]
+    return [{"image": picture(), "title": LONG, "asked": [(LONG, LONG, found), ("what?", "an owl", found[::-1])]}]
+
+
+def regions():
+    boxes = [((2, 3, 10, 10), LONG, LONG), ((20, 12, 30, 30), "what?", "an owl")]
+    return [{"image": picture(), "regions": boxes, "left_out": [(0, 0, 40, 30)]}] * 2
+
+
+def probed(name="CtrlBench", text="not enough"):
+    rows = {"full": (50.0, "multimodal"), "picture": (5.0, "half of it"), "text": (1.0, text), "chance": (0.1, "")}
+    return [{"set": name, "probe": p, "r1": r, "r1_low": r, "r1_high": r + 2, "n": 2700, "verdict": v} for p, (r, v) in rows.items()]
+
+
+def worded():
+    row = {"r1": 50.0, "r1_low": 45.0, "r1_high": 55.0, "every": 30.0, "any": 70.0, "n": 1200, "wording": "all"}
+    rows = [{"wordings": name, "kind": kind} | row for name in ("held out", "trained") for kind in ("all", "place", "content")]
+    return [*rows, {"wordings": "trained", "kind": "place", "wording": 3, "r1": 40.0, "n": 7}]
+
+
+def frame():
+    ours = {"system": "abc", "r1": 55.0, "r5": 80.0, "r10": 90.0, "r1_low": 53.0, "r1_high": 57.0}
+    return charts.table3({"MagicLens": (9.7, 23.9, 32.94), "ABC": (39.7, 69.1, 78.9)}, [ours], f"This run: {LONG}")
+
+
+MISTAKES = [{"kind": k, "right": 50.0, "same_picture": 20.0, "other_picture": 30.0, "n": 2700} for k in ("all", "place")]
 FIGURES = {
+    "probes": lambda: charts.plot_probes(probed() + probed(LONG, "enough")),
+    "wordings": lambda: charts.plot_wordings(worded()),
+    "failures": lambda: charts.plot_failures(MISTAKES),
+    "table3": lambda: charts.plot_table3(frame()),
+    "gallery": lambda: pages.plot_gallery(gallery()),
+    "regions": lambda: pages.plot_regions(regions()),
     "training": lambda: figures.plot_training(training()),
     "similarities": lambda: figures.plot_similarities(*samples(), 0.95),
     "similarities_without_threshold": lambda: figures.plot_similarities(*samples(), None),
@@ -142,7 +175,7 @@ def test_right_answers_are_green_with_a_tick_and_wrong_ones_are_not():
     assert marks.count(("✓", figures.GREEN)) == 2 and marks.count(("✗", figures.GREY)) == 4 and len(marks) == 6
 
 
-@pytest.mark.parametrize("name", ["mining_sample", "retrieved", "contact_sheet"])
+@pytest.mark.parametrize("name", ["mining_sample", "retrieved", "contact_sheet", "probes", "wordings", "failures", "table3", "gallery"])
 def test_no_caption_runs_into_another_text_or_out_of_the_page(name):
     fig = FIGURES[name]()
     fig.draw_without_rendering()
@@ -152,6 +185,30 @@ def test_no_caption_runs_into_another_text_or_out_of_the_page(name):
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text
         for other, second in boxes[i + 1 :]:
             assert not box.padded(-1).overlaps(second.padded(-1)), (text, other)
+
+
+def test_every_region_has_its_number_at_its_box_and_at_its_text():
+    fig = FIGURES["regions"]()
+    assert [t for t in texts(fig) if t in "12"] == ["1", "2"] * 4  # two pictures, their boxes and their lists
+    picture_axis, sheet = fig.axes[:2]
+    boxes = [p for p in picture_axis.patches if p.get_edgecolor()[:3] != (1, 1, 1)]
+    assert [(*p.get_xy(), p.get_width(), p.get_height()) for p in boxes] == [(0, 0, 40, 30), (2, 3, 10, 10), (20, 12, 30, 30)]
+    assert boxes[0].get_linestyle() != "-" and len({p.get_edgecolor() for p in boxes}) == 3
+    assert picture_axis.get_xlim() == (-0.5, 39.5)  # a box that sticks out does not shrink the picture
+    assert any("what?" in t.get_text() for t in sheet.texts) and any("left out" in t.get_text() for t in sheet.texts)
+
+
+def test_a_probe_that_is_enough_is_marked_and_the_set_called_by_its_verdict():
+    fig = FIGURES["probes"]()
+    marks = {t.get_text(): t.get_color() for t in fig.findobj(plt.Text) if t.get_text()[:1] in ("✓", "✗")}
+    assert marks == {"✗ half of it": figures.ORANGE, "✓ not enough": figures.GREY, "✗ enough": figures.RED}
+    assert "CtrlBench: multimodal" in texts(fig) and "BM25: instruction alone" not in texts(fig)
+
+
+def test_published_figures_stand_apart_from_the_runs_own():
+    found = texts(FIGURES["table3"]())
+    assert {"MagicLens", "32.9", "ABC", "39.7", "69.1", "78.9", "53.0 – 57.0"} <= set(found) and found.count("–") == 2
+    assert any(t.startswith("As published: photographs") for t in found) and any(t.startswith("This run") for t in found)
 
 
 def test_wrapping_keeps_every_word_and_the_width():

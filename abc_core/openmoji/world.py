@@ -6,7 +6,7 @@ backbone_test/  the same, held-out meanings                    exact match of th
 cc/             Conceptual Captions TSV + pictures             mining and stage 1 (training meanings)
 cc_val/ cc_ood/ the same: new scenes · held-out meanings in another look   validation in and out of distribution
 vg/             Visual Genome regions + instructions.jsonl     stage 2 (training meanings, trained wordings)
-vg_test/        the same, held-out meanings and wordings       CtrlBench
+vg_test/        the same, held-out meanings and wordings       CtrlBench; also with instructions_trained.jsonl
 retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
 mmeb/           MMEB Parquet files, held-out meanings          zero-shot classification and VQA (`mmeb_part`)
 
@@ -36,6 +36,7 @@ from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regi
 from abc_core.runlog import fingerprint
 
 VERSION = 6  # part of the fingerprint; raise it when a drawing or a wording changes
+NEWER = {"vg_test": 7}  # parts that have more files than VERSION says; the others keep their folders
 HELD_OUT_COLOURS = 4
 FULL_GRIDS = ((3, 3), (3, 3), (2, 3), (3, 2))
 SMALL_GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
@@ -155,7 +156,7 @@ def draw_part(root: Path, part: str, count: int, world: World = World(), report=
         raise ValueError(f"unknown part {part!r} of the world; known are {', '.join(PARTS)}")
     if count < 1:
         raise ValueError(f"{count} pictures of {part!r} were asked for; at least one is needed")
-    facts = {"part": part, "count": count, "version": VERSION, **asdict(world)}
+    facts = {"part": part, "count": count, "version": NEWER.get(part, VERSION), **asdict(world)}
     credit = ATTRIBUTION
     if world.sprites is not None:
         facts["sprites"] = fingerprint(Path(world.sprites))
@@ -295,8 +296,12 @@ def _conversation(i: int, scene: Scene, rng: np.random.Generator, held_out: bool
 
 
 def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out: bool) -> None:
-    """Visual Genome's two files, the instructions of every region that can be asked for, and the truth."""
-    described, images, asked, truth = [], [], [], []
+    """Visual Genome's two files, the instructions of every region that can be asked for, and the truth.
+
+    With `held_out`, the same questions in trained wordings too, row by row: for the spread over wordings, not for the benchmark.
+    """
+    described, images, truth = [], [], []
+    asked = {"instructions": (held_out, [])} | ({"instructions_trained": (False, [])} if held_out else {})
     region_id = 0
     for image_id, scene in enumerate(scenes, start=1):
         rows, by_card = [], {}
@@ -310,12 +315,14 @@ def _genome(path: Path, scenes: list[Scene], rng: np.random.Generator, held_out:
         images.append({"image_id": image_id, "url": url, "width": scene.width, "height": scene.height, "coco_id": None, "flickr_id": None})
         for q in questions(scene, rng):
             if q.kind in REGION_KINDS:
-                texts = q.wordings(held_out)
-                asked.append({"image_id": image_id, "region_id": by_card[q.card], "kind": q.kind, "instructions": texts})
+                about = {"image_id": image_id, "region_id": by_card[q.card], "kind": q.kind}
+                for reworded, lines in asked.values():
+                    lines.append(about | {"instructions": q.wordings(reworded)})
         truth.append({"image_id": image_id, "regions": {by_card[c]: c.meaning for c in scene.cards}})
     (path / "region_descriptions.json").write_text(json.dumps(described))
     (path / "image_data.json").write_text(json.dumps(images))
-    _lines(path / "instructions.jsonl", asked)
+    for name, (_, lines) in asked.items():
+        _lines(path / f"{name}.jsonl", lines)
     _lines(path / "truth.jsonl", truth)
 
 

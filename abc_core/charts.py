@@ -1,0 +1,173 @@
+"""Figures about a benchmark: what blind probes get of it, the spread over wordings, what comes first instead, and the paper's Table 3.
+
+Plain rows in, a matplotlib figure out, in the look of `abc_core.figures`, whose `save` writes them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from abc_core.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SYSTEMS, WIDTH, bare, drawn, table_of, wrap
+
+PHOTOGRAPHS = "As published: photographs, Visual Genome, 1000 pictures × 5 (version 1 of the paper, Table 3)"
+PROBES = {  # rows of `probes.probe_rows` in words
+    "full": "picture + instruction",
+    "shuffled": "another picture's instruction",
+    "picture": "picture alone",
+    "instruction": "instruction, grey picture",
+    "text": "instruction as a text",
+    "bm25": "BM25: instruction alone",
+    "prior": "likeness to all other queries",
+    "answers": "most frequent answer",
+    "chance": "chance",
+}
+
+
+@drawn
+def plot_probes(rows: Sequence[dict]):
+    """What blind probes get of one set or several, a panel each, with the verdict; the band is the interval of the full query.
+
+    Args:
+        rows: of `probes.probe_rows`, those of several sets one after the other.
+    """
+    table = table_of(rows, ("set", "probe", "r1", "r1_low", "r1_high", "n", "verdict"))
+    sets = [part.iloc[::-1].reset_index(drop=True) for _, part in table.groupby("set", sort=False)]
+    heights = [1.1 + 0.25 * len(part) for part in sets]
+    fig, axes = plt.subplots(len(sets), 1, figsize=(WIDTH, sum(heights) + 0.3), height_ratios=heights, squeeze=False)
+    colours = {"enough": RED, "half of it": ORANGE}
+    for axis, part in zip(axes[:, 0], sets):
+        full = part[part["probe"] == "full"].iloc[0]
+        axis.axvspan(full["r1_low"], full["r1_high"], color=BLUE, alpha=0.15, linewidth=0)
+        pairs = zip(part["probe"], part["verdict"])
+        bars = [BLUE if p == "full" else PALE if p == "chance" else colours.get(v, "#9db7cc") for p, v in pairs]
+        axis.barh(part.index, part["r1"], color=bars, height=0.66)
+        spread = np.clip([part["r1"] - part["r1_low"], part["r1_high"] - part["r1"]], 0, None)
+        axis.errorbar(part["r1"], part.index, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+        for y, row in part.iterrows():
+            weight = "bold" if row["probe"] == "full" else "normal"
+            axis.text(114, y, f"{row['r1']:.1f}", ha="right", va="center", fontsize=8, weight=weight)
+            if row["probe"] != "full":
+                mark = "✗ " if row["verdict"] in colours else {"not enough": "✓ ", "unclear": "? "}.get(row["verdict"], "")
+                axis.text(118, y, mark + row["verdict"], va="center", fontsize=8, color=colours.get(row["verdict"], GREY))
+        axis.set_title("\n".join(wrap(f"{full['set']}: {full['verdict']}", WIDTH - 2.1, 9.5, "bold")))
+        axis.set(yticks=part.index, yticklabels=[PROBES.get(p, p.replace("_", " ")) for p in part["probe"]])
+        axis.set(xlim=(0, 142), ylim=(-0.6, len(part) - 0.4), xticks=range(0, 101, 20))
+        axis.set_xlabel(f"R@1 in per cent with 95 % interval over pictures; n = {full['n']:,} queries", loc="left")
+        bare(axis)
+    return fig
+
+
+@drawn
+def plot_wordings(rows: Sequence[dict]):
+    """R@1 of the same questions in several wordings: mean with its interval, each single wording, and from the worst to the best wording.
+
+    Args:
+        rows: of `wordings.wording_spread`.
+    """
+    table = table_of(rows, ("wordings", "kind", "wording", "r1", "r1_low", "r1_high", "every", "any", "n"))
+    sets, kinds = list(dict.fromkeys(table["wordings"])), list(dict.fromkeys(table["kind"]))
+    looks = dict(zip(sets, ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"))))
+    fig, axis = plt.subplots(figsize=(WIDTH, 1.1 + (0.12 + 0.26 * len(sets)) * len(kinds)))
+    lines = {}  # (kind, set) -> height
+    for kind in kinds[::-1]:
+        for name in sets[::-1]:
+            lines[kind, name] = len(lines) + 0.5 * (len(lines) // len(sets))
+    for name, (colour, marker) in looks.items():
+        mine = table[table["wordings"] == name]
+        for _, row in mine.iterrows():
+            y = lines[row["kind"], name]
+            if row["wording"] == "all":
+                axis.hlines(y, row["every"], row["any"], color=colour, linewidth=7, alpha=0.18)
+                axis.errorbar(row["r1"], y, xerr=[[row["r1"] - row["r1_low"]], [row["r1_high"] - row["r1"]]], fmt=marker, color=colour,
+                              markersize=6, markeredgecolor="white", elinewidth=1.4, capsize=2.5, zorder=4)  # fmt: skip
+                weight = "bold" if row["kind"] == "all" else "normal"
+                axis.text(110, y, f"{row['r1']:.1f}", ha="right", va="center", fontsize=8, weight=weight)
+                axis.text(131, y, f"{row['every']:.0f} – {row['any']:.0f}", ha="right", va="center", fontsize=8)
+                axis.text(141, y, f"{row['n']:,}", ha="right", va="center", fontsize=8, color=GREY)
+            else:
+                axis.plot(row["r1"], y + 0.24, marker="|", color=colour, markersize=5, alpha=0.9, linestyle="none")
+        axis.plot([], [], color=colour, marker=marker, label=f"{name} wordings", markeredgecolor="white", linewidth=1.4)
+    axis.plot([], [], color=GREY, marker="|", linestyle="none", label="one wording")
+    axis.plot([], [], color=GREY, linewidth=7, alpha=0.25, label="right in every … in some wording")
+    top = max(lines.values()) + 0.6
+    for x, title in ((110, "R@1"), (131, "every – some"), (141, "n")):
+        axis.text(x, top, title, ha="right", va="bottom", fontsize=8, weight="bold")
+    middle = {kind: np.mean([lines[kind, name] for name in sets]) for kind in kinds}
+    axis.set(yticks=list(middle.values()), yticklabels=["all kinds" if k == "all" else k.replace("_", ", ") for k in kinds])
+    axis.set(xlim=(0, 142), ylim=(-0.6, top + 0.6), xticks=range(0, 101, 20))
+    axis.set_xlabel("right caption first (R@1) in per cent, 95 % intervals over pictures; n questions", loc="left")
+    bare(axis)
+    fig.legend(loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5)
+    return fig
+
+
+@drawn
+def plot_failures(rows: Sequence[dict]):
+    """For each kind of question what comes first: the right caption, another one of the same picture, or one of another picture.
+
+    Args:
+        rows: of `gallery.mistakes`.
+    """
+    parts = {"right": (BLUE, "the right caption"), "same_picture": (ORANGE, "another caption of the picture"),
+             "other_picture": (PALE, "a caption of another picture")}  # fmt: skip
+    table = table_of(rows, ("kind", *parts, "n")).iloc[::-1].reset_index(drop=True)
+    fig, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.3 * len(table)))
+    left = np.zeros(len(table))
+    for key, (colour, label) in parts.items():
+        axis.barh(table.index, table[key], left=left, color=colour, height=0.66, label=label)
+        for y, (value, start) in enumerate(zip(table[key], left)):
+            if value >= 5:  # room for the figure
+                ink = "white" if key == "right" else INK
+                axis.text(start + value / 2, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        left += table[key].to_numpy()
+    for y, n in table["n"].items():
+        axis.text(114, y, f"n = {n:,}", ha="right", va="center", fontsize=8, color=GREY)
+    axis.set(yticks=table.index, yticklabels=["all kinds" if k == "all" else k.replace("_", ", ") for k in table["kind"]])
+    axis.set(xlim=(0, 114), xticks=range(0, 101, 20))
+    axis.set_xlabel("what comes first, in per cent of the questions", loc="left")
+    bare(axis)
+    fig.legend(loc="outside upper center", ncols=3)
+    return fig
+
+
+def table3(published: Mapping[str, Sequence[float]], ours: Sequence[dict], world: str) -> list[dict]:
+    """Rows of `plot_table3`: system -> (R@1, R@5, R@10) as the paper prints them, then a run's rows under the name of its world."""
+    paper = [{"world": PHOTOGRAPHS, "system": name, **dict(zip(("r1", "r5", "r10"), row))} for name, row in published.items()]
+    return paper + [{"world": world} | row for row in ours]
+
+
+@drawn
+def plot_table3(rows: Sequence[dict]):
+    """The paper's Table 3 and this run's rows in one frame, each under the world it was measured in; worlds are never compared row by row.
+
+    Args:
+        rows: dicts with world, system, r1, r5, r10 (per cent) and perhaps r1_low, r1_high; those of a world follow each other.
+    """
+    table = table_of(rows, ("world", "system", "r1", "r5", "r10"))
+    worlds = [(world, part) for world, part in table.groupby("world", sort=False)]
+    titles = [wrap(world, WIDTH - 0.4, 8.5, "bold") for world, _ in worlds]
+    lines = 1.6 + sum(1.5 * len(part) + 1.2 * len(title) + 1.2 for (_, part), title in zip(worlds, titles))
+    fig, axis = plt.subplots(figsize=(WIDTH, 0.145 * lines + 0.2))
+    axis.axis("off")
+    axis.set(xlim=(0, 1), ylim=(lines, 0))
+    say = lambda x, at, text, **style: axis.text(x, at, text, va="top", fontsize=8.5, **style).set_in_layout(False)  # noqa: E731
+    columns = {"r1": (0.56, "R@1"), "interval": (0.72, "95 % interval"), "r5": (0.85, "R@5"), "r10": (0.98, "R@10")}
+    for x, title in columns.values():
+        say(x, 0.2, title, ha="right", weight="bold")
+    y = 1.6
+    for (_, part), title, colour in zip(worlds, titles, ("#f1f1f1", "#e3edf5", "#f7ede0")):
+        tall = 1.5 * len(part) + 1.2 * len(title) + 0.7
+        axis.add_patch(plt.Rectangle((0, y), 1, tall, facecolor=colour, edgecolor="none"))
+        say(0.012, y + 0.3, "\n".join(title), weight="bold")
+        for k, row in enumerate(part.to_dict("records")):
+            at = y + 1.2 * len(title) + 0.4 + 1.5 * k
+            best = "bold" if row["system"] in ("abc", "ABC") else "normal"
+            say(0.025, at, SYSTEMS.get(row["system"], row["system"]), weight=best)
+            low, high = row.get("r1_low", np.nan), row.get("r1_high", np.nan)
+            said = {key: f"{row[key]:.1f}" for key in ("r1", "r5", "r10")}
+            for key, text in (said | {"interval": "–" if pd.isna(low) else f"{low:.1f} – {high:.1f}"}).items():
+                say(columns[key][0], at, text, ha="right", weight=best)
+        y += tall + 0.5
+    return fig
