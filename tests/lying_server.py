@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.caption = re.search(r"reasonable answer: (.*)\. Only", body["messages"][0]["content"][1]["text"])[1]
+        self.caption = re.search(r"(?s)reasonable answer: (.*)\. Only", body["messages"][0]["content"][1]["text"])[1]
         with server.lock:
             server.asked[self.caption] += 1
             server.arrived.append((time.monotonic(), self.caption))
