@@ -20,15 +20,16 @@ from abc_core.notebooks import config_of
 from abc_core.openmoji.world import PARTS
 from abc_core.pairs import CAPTIONS_TSV, has_pairs
 
-GENOME = ("region_descriptions.json", "image_data.json", "instructions.jsonl", "VG_100K")
+INSTRUCTIONS = "instructions.jsonl"
+GENOME = ("region_descriptions.json", "image_data.json", INSTRUCTIONS, "VG_100K")
 LAYOUTS = {"backbone": ("config.json",), "validation_data": (CAPTIONS_TSV,), "data": GENOME, "training_data": GENOME}  # parameter -> files
 OBTAIN = {  # last part of a folder -> where its content comes from
     "Qwen2-VL-7B-Instruct": "the weights of Qwen/Qwen2-VL-7B-Instruct on the Hugging Face hub, 16.6 GB",
     "conceptual_captions": "ai.google.com/research/ConceptualCaptions, pictures by img2dataset; or pixparse/cc3m-wds on the hub",
     "conceptual_captions_val": "Conceptual Captions' validation file, in the same layout",
     "coco_val": "COCO 2017 val pictures with one caption each, in the layout of Conceptual Captions",
-    "visual_genome": "Visual Genome 1.2: region_descriptions.json, image_data.json, VG_100K, VG_100K_2; instructions.jsonl beside them",
-    "visual_genome_test": "Visual Genome, 1000 pictures that training does not see; instructions.jsonl beside them",
+    "visual_genome": "Visual Genome 1.2: region_descriptions.json, image_data.json, VG_100K*, and instructions.jsonl, or a generator",
+    "coco": "dataset_coco.json of the Karpathy splits, cs.stanford.edu/people/karpathy/deepimagesent",
 }
 PAIRS = 2_905_954  # of cc3m-wds, until the file can be counted
 CAPTION, INSTRUCTION = 20, 12  # tokens of a text, without its prompt; at the high side
@@ -40,7 +41,11 @@ def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
     """Folder -> files of its layout that are not there, of every folder that a notebook's parameters name; parts of the world are drawn."""
     layouts = LAYOUTS | ({"data": (CAPTIONS_TSV,)} if stem == "01_mining" else {})
     named = [(paths.ROOT / s, layouts[name]) for name in layouts if name in values for s in _sources(values[name]) if s not in PARTS]
-    return {at: [file for file in files if not _there(at, file)] for at, files in named}
+    if values.get("karpathy"):
+        named.append(((paths.ROOT / values["karpathy"]).parent, (Path(values["karpathy"]).name,)))
+    made = values.get("generator", "written") != "written" or (stem == "06_ctrlbench" and values["data"] == values["training_data"])
+    unneeded = {INSTRUCTIONS} if made else set()  # a model writes them, or notebook 03 has read them
+    return {at: [file for file in files if file not in unneeded and not _there(at, file)] for at, files in named}
 
 
 def _there(folder: Path, file: str) -> bool:
@@ -98,7 +103,7 @@ def check(profile: str, report=print) -> list[str]:
         for folder, files in lacking(notebook.stem, values).items():
             report(f"  {folder}: {'MISSING ' + ', '.join(files) if files else 'there'}")
             if files:
-                missing[folder] = f"{folder}: no {', '.join(files)}. {OBTAIN.get(folder.name, '')}"
+                missing.setdefault(folder, f"{folder}: no {', '.join(files)}. {OBTAIN.get(folder.name, '')}")
         model = cost.backbone_config(paths.ROOT / values["backbone"])
         for folder, size in written(notebook.stem, values, model).items():
             writes[folder] += size

@@ -204,13 +204,22 @@ def publish(profile: str, name: str, path: Path) -> None:
     _replace(pointer, str(Path(path).resolve()) + "\n")
 
 
+def publish_json(profile: str, name: str, value: Any) -> None:
+    """Keep a plain value for later notebooks of a profile, in a file that `find` finds."""
+    path = paths.inside(paths.RUNS, f"{profile}/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(value) + "\n")
+    publish(profile, name, path)
+
+
 def find(profile: str, name: str) -> Path:
     """What an earlier notebook published.
 
     Raises:
         FileNotFoundError: nothing was, or it is gone; the message says how to make it.
     """
-    maker = {"mined": "01_mining", "pairs": "01_mining", "stage1": "02_pretraining", "abc": "03_instruction_tuning"}.get(name, name)
+    makers = {"01_mining": ("mined", "pairs"), "02_pretraining": ("stage1",), "03_instruction_tuning": ("abc", "trained_on")}
+    maker = next((notebook for notebook, names in makers.items() if name in names), name)
     pointer = paths.inside(paths.RUNS, f"{profile}/{name}.path")
     path = Path(pointer.read_text().strip()) if pointer.exists() else None
     if path is None or not path.exists():

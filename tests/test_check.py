@@ -32,11 +32,22 @@ def test_everything_that_the_paper_needs_and_is_missing_is_named(runs, monkeypat
         "models/Qwen2-VL-7B-Instruct: no config.json. the weights of Qwen/Qwen2-VL-7B-Instruct",
         "data/conceptual_captions: no Train_GCC-training.tsv. ai.google.com", "data/coco_val: no Train_GCC-training.tsv. COCO 2017",
         "data/conceptual_captions_val: no", "data/visual_genome: no region_descriptions.json, image_data.json, instructions.jsonl, VG_100K",
-        "data/visual_genome_test: no", "8 GPUs, one for each process; 0 here",
+        "data/coco: no dataset_coco.json. dataset_coco.json of the Karpathy splits", "8 GPUs, one for each process; 0 here",
         "memory: 90.0 GiB a device at the peak of 02_pretraining", "memory: 90.0 GiB a device at the peak of 03_instruction_tuning",
         "GiB will be written, 50.0 GiB are free",
     }  # fmt: skip
     assert len(missing) == len(wanted) and all(any(part in line for line in missing) for part in wanted), missing
+
+
+def test_instructions_are_not_missing_where_a_model_writes_them():
+    values = {"data": "data/visual_genome", "training_data": "data/visual_genome"}
+    for stem, more, missed in (
+        ("03_instruction_tuning", {}, True),
+        ("03_instruction_tuning", {"generator": "openai"}, False),
+        ("06_ctrlbench", {}, False),
+    ):
+        (files,) = check.lacking(stem, values | more).values()
+        assert ("instructions.jsonl" in files) == missed and "VG_100K" in files
 
 
 def test_nothing_is_missing_where_all_of_it_is_there(tmp_path, runs, monkeypatch):
@@ -46,9 +57,8 @@ def test_nothing_is_missing_where_all_of_it_is_there(tmp_path, runs, monkeypatch
     for folder in ("conceptual_captions", "conceptual_captions_val", "coco_val"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / check.CAPTIONS_TSV).write_text("an owl\t0.jpg\n" * 7)
-    for folder in ("visual_genome", "visual_genome_test"):
-        for name in check.GENOME:
-            (tmp_path / "data" / folder / name).mkdir(parents=True)
+    for name in ("coco/dataset_coco.json", *(f"visual_genome/{name}" for name in check.GENOME)):
+        (tmp_path / "data" / name).mkdir(parents=True)
     cost.QWEN2_VL_7B.save_pretrained(tmp_path / "models" / "Qwen2-VL-7B-Instruct")
     assert paper(monkeypatch, gpus=8, gib=70.0, free=500) == []
     assert [line.split(":")[0] for line in paper(monkeypatch, gpus=1, gib=70.0, free=500)] == ["8 GPUs, one for each process; 1 here"]
