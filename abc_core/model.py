@@ -213,8 +213,8 @@ class Embedder(nn.Module):
         emb = F.normalize(self.head(torch.cat(parts)[back.to(self.device)]).float(), dim=-1)
         return emb, {"tokens": sum(map(len, ids)), "padded_tokens": padded}
 
-    def _pooled(self, rows: list[list[int]], visual: Visual | None, owners: list[int] | None) -> torch.Tensor:
-        """Mean over attended tokens of the last hidden layer, float[B, H]."""
+    def states(self, rows: list[list[int]], visual: Visual | None = None, owners: list[int] | None = None):
+        """(float32[B, L, H], int64[B, L], int64[B, L]): last hidden layer, ids and mask of token rows, which are padded on the right."""
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
@@ -227,9 +227,15 @@ class Embedder(nn.Module):
                 seen["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
         if self.positions == "as_published":
             seen["position_ids"] = torch.arange(length, device=self.device).expand(3, len(rows), -1)
-        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state.float()  # B, L, H
+        hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).last_hidden_state  # B, L, H
+        return hidden.float(), ids, mask
+
+    def _pooled(self, rows: list[list[int]], visual: Visual | None, owners: list[int] | None) -> torch.Tensor:
+        """What `pooling` makes of the last hidden layer, float[B, H]."""
+        hidden, ids, mask = self.states(rows, visual, owners)
         if self.pooling == "as_published":
-            return (hidden * (ids != 0)[..., None]).sum(1) / length  # B, H
+            return (hidden * (ids != 0)[..., None]).sum(1) / ids.shape[1]  # B, H
+        lengths = mask.sum(1)
         if self.pooling == "last":
             return hidden[torch.arange(len(rows), device=self.device), lengths - 1]  # B, H
         if self.pooling == "latent":

@@ -44,6 +44,10 @@ class Prompts:
         """Ids of a caption in the user's turn."""
         return self._before_text + self._words(text) + self._after
 
+    def words_of(self, text: str) -> slice:
+        """Where a caption's own words are among the ids of `text`."""
+        return slice(len(self._before_text), len(self._before_text) + len(self._words(text)))
+
     def image(self, placeholder: str, instruction: str | None = None) -> list[int]:
         """Ids of a picture in the user's turn, with an instruction after it if there is one."""
         said = self._words(INSTRUCTION + instruction) if instruction is not None else []

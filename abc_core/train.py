@@ -12,10 +12,12 @@ of processes, up to rounding (and with another draw of dropout, if LoRA has any)
 import math
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -67,13 +69,24 @@ def _encode_instructed(embedder, images: list, instructions: list) -> tuple[torc
 # --- the loop -----------------------------------------------------------------------------------------------------------------
 
 
-def train(run, embedder, stage: str, batches, step_fn, config, validate=None, report=print) -> None:
+class Keeper(NamedTuple):
+    """What of a model the loop trains, loads and saves; by default the adapter of a stage, with head and temperature."""
+
+    prepare: Callable  # (embedder, stage, config) -> names of what trains
+    load: Callable  # (embedder, stage, tensors, source) puts saved tensors back
+    save: Callable  # (embedder, path, optimizers, **numbers) writes them
+
+
+def train(
+    run, embedder, stage: str, batches, step_fn, config, validate=None, report=print, keeper: Keeper | None = None
+) -> None:
     """Train `stage` of `embedder` for config.steps, logging one row per step; continues a killed run; saves model.safetensors.
 
     Args:
         run: the open run folder (`runlog.open_run`). A finished one is loaded, not trained.
         batches: step -> Batch. step_fn: (embedder, batch, config, rows=…) -> (loss, out).
         validate: embedder -> dict of numbers, called every config.validate_every steps and at the end; optional.
+        keeper: what trains and is saved, if it is no adapter of this `stage`.
 
     In several processes all call this with the same arguments; the first alone validates, logs and saves, and a stop stops all.
 
@@ -81,13 +94,14 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
         FloatingPointError: the loss or its gradient is not finite; the last good checkpoint is intact.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step under way is saved; a second one stops at once.
     """
-    names, lead = prepare(embedder, stage, config), rank_and_count()[0] == 0
+    keeper = keeper or Keeper(prepare, adapters.load_stage, adapters.save_embedder)
+    names, lead = keeper.prepare(embedder, stage, config), rank_and_count()[0] == 0
     last, final = run.folder / "last.safetensors", run.folder / "model.safetensors"
     if run.finished:
-        adapters.load_stage(embedder, stage, checkpoint.load(final)[0], final)
+        keeper.load(embedder, stage, checkpoint.load(final)[0], final)
         return last.unlink(missing_ok=True)
     optimizer = make_optimizer(embedder, config)
-    first = _resume(run, embedder, stage, optimizer, last, lead)
+    first = _resume(run, embedder, stage, optimizer, last, lead, keeper)
     count = sum(adapters.count_trained(embedder).values())
     broken, tell = [], report  # every process names the first broken pictures of its own
     report = report if lead else lambda line: None
@@ -106,7 +120,7 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
                 row |= validate(embedder) if validates else {}
                 run.log(**row)
                 if saves:
-                    adapters.save_embedder(embedder, last, {"adamw": optimizer}, step=done)
+                    keeper.save(embedder, last, {"adamw": optimizer}, step=done)
             if validates or saves:  # no process ends while the first still saves
                 wait(f"process 0 to validate and save step {done}")
             if stop:
@@ -116,7 +130,7 @@ def train(run, embedder, stage: str, batches, step_fn, config, validate=None, re
                 report(_progress(row, done, config.steps, (told - started) / (done - first)))
     if lead:
         end = run.rows()[-1]
-        adapters.save_embedder(embedder, final)
+        keeper.save(embedder, final)
         run.finish(steps=config.steps, loss=end["loss"], temperature=end["temperature"])
         last.unlink()
     wait(f"process 0 to write {final.name}")
@@ -198,13 +212,13 @@ def schedule(step: int, config) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def _resume(run, embedder, stage, optimizer, last, lead: bool) -> int:
+def _resume(run, embedder, stage, optimizer, last, lead: bool, keeper: Keeper) -> int:
     """Put the last checkpoint back, or write one of the start; returns the next step."""
     if lead and not last.exists():
-        adapters.save_embedder(embedder, last, step=0)
+        keeper.save(embedder, last, step=0)
     wait(f"process 0 to write {last.name}")
     tensors, numbers = checkpoint.load(last)
-    adapters.load_stage(embedder, stage, tensors, last)
+    keeper.load(embedder, stage, tensors, last)
     step = numbers["step"]
     if step:  # before the first step the optimizer has no state
         checkpoint.load(last, {"adamw": optimizer})
