@@ -10,8 +10,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 VENV := .venv/bin/python
-# The stamp's name changes with the package lists and the folder (an editable install knows its folder), not with file times.
-READY := .venv/.ready-$(shell (echo "$(CURDIR)"; cat pyproject.toml requirements.lock) | cksum | cut -d ' ' -f 1)
+# The stamps' names change with the package lists and the folder (an editable install knows its folder), not with file times.
+SUM := $(shell (echo "$(CURDIR)"; cat pyproject.toml requirements.lock) | cksum | cut -d ' ' -f 1)
+READY := .venv/.ready-$(SUM)
+TOOLS := .venv/.tools-$(SUM)
 NEW_ENOUGH := -c "import sys; sys.exit(sys.version_info < (3, 11))"
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
@@ -32,7 +34,7 @@ check: $(READY)
 test: check-style
 	$(VENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-check-style: $(READY)
+check-style: $(TOOLS)
 	$(VENV) -m ruff check .
 	$(if $(NOTEBOOKS),$(VENV) -m nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $(NOTEBOOKS))
 
@@ -49,6 +51,11 @@ $(READY):
 	@$(PYTHON) $(NEW_ENOUGH) 2>/dev/null || { echo "abc_core needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(VENV) $(NEW_ENOUGH) 2>/dev/null || rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(VENV) -m pip install -e ".[dev]" -c requirements.lock
+	$(VENV) -m pip install -e . -c requirements.lock
 	@rm -f .venv/.ready-*
+	@touch $@
+
+$(TOOLS): $(READY)
+	$(VENV) -m pip install -e ".[dev]" -c requirements.lock
+	@rm -f .venv/.tools-*
 	@touch $@

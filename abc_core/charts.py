@@ -60,6 +60,32 @@ def plot_probes(rows: Sequence[dict]):
 
 
 @drawn
+def plot_zero_shot(rows: Sequence[dict]):
+    """R@1 of every system on every evaluation set, with 95 % intervals over pictures; the number of candidates stands beside.
+
+    Args:
+        rows: of `zero_shot.score`.
+    """
+    table = table_of(rows, ("system", "task", "r1", "r1_low", "r1_high", "candidates", "n"))
+    tasks, systems = table["task"].unique()[::-1].tolist(), table["system"].unique().tolist()
+    fig, axis = plt.subplots(figsize=(WIDTH, 0.9 + (0.16 + 0.13 * len(systems)) * len(tasks)))
+    for k, system in enumerate(systems):
+        part = table[table["system"] == system]
+        y = part["task"].map(tasks.index) + 0.26 * (0.5 - (k + 0.5) / len(systems))
+        spread = np.clip([part["r1"] - part["r1_low"], part["r1_high"] - part["r1"]], 0, None)
+        colour = (BLUE, ORANGE, GREEN, RED)[k % 4]
+        axis.errorbar(part["r1"], y, xerr=spread, fmt="osDv"[k % 4], color=colour, ms=4.5, elinewidth=1.2, capsize=2, label=system)
+    for y, task in enumerate(tasks):
+        row = table[table["task"] == task].iloc[0]
+        axis.text(103, y, f"{row['n']:,} of {row['candidates']:,}", va="center", fontsize=8, color=GREY)
+    axis.set(yticks=range(len(tasks)), yticklabels=tasks, xlim=(0, 122), ylim=(-0.6, len(tasks) - 0.4), xticks=range(0, 101, 20))
+    axis.set_xlabel("R@1 in per cent with 95 % interval over pictures; queries, of so many candidates", loc="left")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
+    bare(axis)
+    return fig
+
+
+@drawn
 def plot_wordings(rows: Sequence[dict]):
     """R@1 of the same questions in several wordings: mean with its interval, each single wording, and from the worst to the best wording.
 

@@ -218,7 +218,10 @@ def find(profile: str, name: str) -> Path:
     Raises:
         FileNotFoundError: nothing was, or it is gone; the message says how to make it.
     """
-    makers = {"01_mining": ("mined", "pairs"), "02_pretraining": ("stage1",), "03_instruction_tuning": ("abc", "trained_on")}
+    makers = {
+        "01_mining": ("mined", "pairs"), "02_pretraining": ("stage1",), "03_instruction_tuning": ("abc", "trained_on"),
+        "06_ctrlbench": ("ctrlbench",),
+    }  # fmt: skip
     maker = next((notebook for notebook, names in makers.items() if name in names), name)
     pointer = paths.inside(paths.RUNS, f"{profile}/{name}.path")
     path = Path(pointer.read_text().strip()) if pointer.exists() else None
