@@ -29,7 +29,9 @@ OBTAIN = {  # last part of a folder -> where its content comes from
     "conceptual_captions_val": "Conceptual Captions' validation file, in the same layout",
     "coco_val": "COCO 2017 val pictures with one caption each, in the layout of Conceptual Captions",
     "visual_genome": "Visual Genome 1.2: region_descriptions.json, image_data.json, VG_100K*, and instructions.jsonl, or a generator",
-    "coco": "dataset_coco.json of the Karpathy splits, cs.stanford.edu/people/karpathy/deepimagesent",
+    "coco": "dataset_coco.json of the Karpathy splits, cs.stanford.edu/people/karpathy/deepimagesent, beside val2014/",
+    "flickr30k": "dataset_flickr30k.json of the Karpathy splits, beside flickr30k-images/",
+    "mmeb": "TIGER-Lab/MMEB-eval on the Hugging Face hub, images.zip as it is",
 }
 PAIRS = 2_905_954  # of cc3m-wds, until the file can be counted
 CAPTION, INSTRUCTION = 20, 12  # tokens of a text, without its prompt; at the high side
@@ -41,8 +43,10 @@ def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
     """Folder -> files of its layout that are not there, of every folder that a notebook's parameters name; parts of the world are drawn."""
     layouts = LAYOUTS | ({"data": (CAPTIONS_TSV,)} if stem == "01_mining" else {})
     named = [(paths.ROOT / s, layouts[name]) for name in layouts if name in values for s in _sources(values[name]) if s not in PARTS]
-    if values.get("karpathy"):
-        named.append(((paths.ROOT / values["karpathy"]).parent, (Path(values["karpathy"]).name,)))
+    splits = [paths.ROOT / file for file in (values.get("karpathy"), *values.get("retrieval", ())) if file and file not in PARTS]
+    named += [(file.parent, (file.name,)) for file in splits]
+    if values.get("mmeb", "mmeb") not in PARTS:
+        named.append((paths.ROOT / values["mmeb"], (*values["classification"], *values["vqa"])))
     made = values.get("generator", "written") != "written" or (stem == "06_ctrlbench" and values["data"] == values["training_data"])
     unneeded = {INSTRUCTIONS} if made else set()  # a model writes them, or notebook 03 has read them
     return {at: [file for file in files if file not in unneeded and not _there(at, file)] for at, files in named}
@@ -95,7 +99,7 @@ def for_gpus(model) -> bool:
 
 def check(profile: str, report=print) -> list[str]:
     """Print what a profile reads, writes and needs, notebook by notebook; returns what is missing, one line each."""
-    missing, total, writes, values, big, gpus = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False, 0
+    missing, total, writes, values, any_big, gpus = {}, 0.0, {paths.RUNS: 0, paths.DATA: 0}, {}, False, 0
     for notebook in notebooks.find():
         kept = {name: values[name] for name in ("backbone",) if name in values}  # later notebooks find it in the checkpoint
         values = kept | notebooks.values(notebook, profile)
@@ -108,7 +112,7 @@ def check(profile: str, report=print) -> list[str]:
         for folder, size in written(notebook.stem, values, model).items():
             writes[folder] += size
         big, processes, flops = for_gpus(model), values.get("processes", 1), work(notebook.stem, values, model)
-        gpus = max(gpus, processes * big)
+        gpus, any_big = max(gpus, processes * big), any_big or big
         if flops:
             took = cost.hours(flops, processes, cost.A100) if big else cost.hours(flops, 1, cpu_rate())
             total += took
@@ -117,7 +121,7 @@ def check(profile: str, report=print) -> list[str]:
     if torch.cuda.device_count() < gpus:
         missing["GPUs"] = f"{gpus} GPUs, one for each process; {torch.cuda.device_count()} here"
     report(f"in all {total:.1f} hours, without reading pictures and drawing figures")
-    for stage in ("02_pretraining", "03_instruction_tuning") if big else ():
+    for stage in ("02_pretraining", "03_instruction_tuning") if any_big else ():
         peak = next(row["gib"] for row in memory.plan_profile(profile, stage) if row["part"] == "peak")
         said = f"memory: {peak:.1f} GiB a device at the peak of {stage}; {LIMIT:g} can be used"
         report(said)

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from abc_core import check, cost, paths
+from abc_core import check, cost, notebooks, paths
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -32,7 +32,8 @@ def test_everything_that_the_paper_needs_and_is_missing_is_named(runs, monkeypat
         "models/Qwen2-VL-7B-Instruct: no config.json. the weights of Qwen/Qwen2-VL-7B-Instruct",
         "data/conceptual_captions: no Train_GCC-training.tsv. ai.google.com", "data/coco_val: no Train_GCC-training.tsv. COCO 2017",
         "data/conceptual_captions_val: no", "data/visual_genome: no region_descriptions.json, image_data.json, instructions.jsonl, VG_100K",
-        "data/coco: no dataset_coco.json. dataset_coco.json of the Karpathy splits", "8 GPUs, one for each process; 0 here",
+        "data/coco: no dataset_coco.json. dataset_coco.json of the Karpathy splits",
+        "data/flickr30k: no dataset_flickr30k.json", "data/mmeb: no ImageNet-1K, HatefulMemes", "8 GPUs, one for each process; 0 here",
         "memory: 90.0 GiB a device at the peak of 02_pretraining", "memory: 90.0 GiB a device at the peak of 03_instruction_tuning",
         "GiB will be written, 50.0 GiB are free",
     }  # fmt: skip
@@ -57,7 +58,10 @@ def test_nothing_is_missing_where_all_of_it_is_there(tmp_path, runs, monkeypatch
     for folder in ("conceptual_captions", "conceptual_captions_val", "coco_val"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / check.CAPTIONS_TSV).write_text("an owl\t0.jpg\n" * 7)
-    for name in ("coco/dataset_coco.json", *(f"visual_genome/{name}" for name in check.GENOME)):
+    sets = notebooks.values(paths.ROOT / "notebooks" / "07_zero_shot.ipynb", "a100")
+    mmeb = [f"mmeb/{name}" for name in (*sets["classification"], *sets["vqa"])]
+    splits = ("coco/dataset_coco.json", "flickr30k/dataset_flickr30k.json")
+    for name in (*splits, *mmeb, *(f"visual_genome/{name}" for name in check.GENOME)):
         (tmp_path / "data" / name).mkdir(parents=True)
     cost.QWEN2_VL_7B.save_pretrained(tmp_path / "models" / "Qwen2-VL-7B-Instruct")
     assert paper(monkeypatch, gpus=8, gib=70.0, free=500) == []
