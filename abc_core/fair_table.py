@@ -8,45 +8,27 @@ and budget; (3) `plot_fair` draws the rows of a budget.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from abc_core import runlog
-from abc_core.evaluate import bootstrap_interval
+from abc_core import runlog, zero_shot
+from abc_core.evaluate import bootstrap_interval, task_ranks
 from abc_core.fair import Entry, Fair
 from abc_core.figures import BLUE, GREY, INK, ORANGE, WIDTH, drawn, table_of
 from abc_core.recipe_training import RecipeJob, trained
 from abc_core.recipes import RECIPES
-from abc_core.resumable import tiles
 from abc_core.tasks import Task
 
 # --- 1. one system on one set ---------------------------------------------------------------------------------------------------
 
 
 def hits(task: Task, system) -> np.ndarray:
-    """bool[Q]: does the best right candidate of a query score above all wrong ones? Ties are misses."""
-    q_emb = _query_embeddings(task, system)
-    c_emb = system.embed(**{"texts" if task.of_texts else "images": list(task.candidates)})
-    out = np.empty(len(task.shown), dtype=bool)
-    for rows in tiles(len(out), 256):
-        for q, row in enumerate(system.score(q_emb[rows], c_emb), start=rows.start):
-            reached, offered = row[task.right[q]].max() - 1e-6, row if task.choices is None else row[task.choices[q]]
-            out[q] = np.count_nonzero(offered >= reached) == np.count_nonzero(row[task.right[q]] >= reached)
-    return out
-
-
-def _query_embeddings(task: Task, system) -> np.ndarray:
-    """float32[Q, …]; the instructions of a picture are embedded together."""
-    if (task.shown < 0).all():
-        return system.embed(texts=list(task.texts))
-    shown, row = np.unique(task.shown, return_inverse=True)
-    pictures = [task.pictures[p] for p in shown]
-    if all(text is None for text in task.texts):
-        return system.embed(images=pictures)[row]
-    order = np.argsort(task.shown, kind="stable")
-    asked = [[task.texts[q] for q in order if task.shown[q] == p] for p in shown]
-    return system.embed(images=pictures, instructions=asked)[np.argsort(order)]
+    """bool[Q]: does the best right candidate of a query score above all wrong ones? Ties are misses. No embedding is kept."""
+    with TemporaryDirectory() as folder:
+        (q_emb, q_row), (c_emb, c_row) = zero_shot.queries(task, system, folder), zero_shot.candidates(task, system, folder)
+        return task_ranks(zero_shot.score_blocks(system, q_emb, c_emb, q_row, c_row), task.right, task.choices)[0] < 1
 
 
 def images_per_second(system, pictures: Sequence, count: int = 128) -> float:
@@ -144,6 +126,8 @@ def plot_fair(rows: Sequence[dict], columns: Mapping[str, str]):
     for axis, (column, title) in zip(axes[0], columns.items()):
         for start, shift, colour, face in (("pretrained", 0.14, BLUE, BLUE), ("scratch", -0.14, ORANGE, "white")):
             part = table[table["start"] == start] if "start" in table else table
+            if part.empty:
+                continue
             y = part["recipe"].map(recipes.index) + shift
             spread = np.clip([part[column] - part[f"{column}_low"], part[f"{column}_high"] - part[column]], 0, None)
             axis.errorbar(part[column], y, xerr=spread, fmt="o", color=colour, mfc=face, ms=4, elinewidth=1, label=start)

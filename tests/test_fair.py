@@ -1,6 +1,7 @@
 """fair: what a budget is, that nothing is trained or measured twice, and how queries become the rows of the table."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,13 +27,15 @@ def fair_of(world, **changes) -> Fair:
 class Known:
     """A system that knows its vectors: of texts and pictures by number, of an instruction the sum of both."""
 
+    name, fingerprint = "known", "0"
+
     def __init__(self, vectors: dict):
         self.vectors = vectors
 
     def embed(self, images=None, texts=None, instructions=None):
         if instructions is not None:
-            return np.stack([self.vectors[i] + self.vectors[t] for i, asked in zip(images, instructions) for t in asked])
-        return np.stack([self.vectors[x] for x in (texts if images is None else images)])
+            return np.stack([self.vectors[str(i)] + self.vectors[t] for i, asked in zip(images, instructions) for t in asked])
+        return np.stack([self.vectors[str(x)] for x in (texts if images is None else images)])
 
     def score(self, q_emb, c_emb):
         return q_emb @ c_emb.T
@@ -87,19 +90,23 @@ def test_a_file_gives_the_numbers_and_an_unknown_one_is_refused(world, tmp_path)
 # --- rows -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_query_is_answered_if_its_best_right_candidate_beats_all_wrong_ones():
+def test_a_query_is_answered_if_its_best_right_candidate_beats_all_wrong_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = [Path("p0"), Path("p1")]
+    for path in pictures:
+        path.write_text(path.name)  # only its bytes count here
     e = np.eye(4, dtype=np.float32)
     system = Known({"p0": e[0], "p1": e[1], "what": e[2], "where": e[3], "a": e[0], "b": e[1], "c": e[2], "d": e[3], "ab": e[0] + e[1]})
     right = [np.array([k]) for k in range(4)]
-    retrieval = Task("r", ["p0", "p1"], np.array([1, 0]), [None, None], ["a", "b", "c", "d"], [right[1], right[0]])
+    retrieval = Task("r", pictures, np.array([1, 0]), [None, None], ["a", "b", "c", "d"], [right[1], right[0]])
     assert fair_table.hits(retrieval, system).tolist() == [True, True]
-    backwards = Task("t", [], np.array([-1, -1]), ["b", "c"], ["p0", "p1"], [right[1], right[0]])
+    backwards = Task("t", [], np.array([-1, -1]), ["b", "c"], pictures, [right[1], right[0]])
     assert fair_table.hits(backwards, system).tolist() == [True, False]  # c ties with both
     shown, texts, wanted = np.array([1, 0, 1]), ["what", "what", "where"], [right[2], right[3], right[3]]
-    asked = Task("i", ["p0", "p1"], shown, texts, ["a", "b", "c", "d"], wanted, [np.array([0, 2]), np.array([2, 3]), np.array([0, 3])])
+    asked = Task("i", pictures, shown, texts, ["a", "b", "c", "d"], wanted, [np.array([0, 2]), np.array([2, 3]), np.array([0, 3])])
     assert fair_table.hits(asked, system).tolist() == [True, False, True]
     assert fair_table.hits(replace(asked, choices=None), system).tolist() == [False, False, False]  # the picture's own vector ties
-    several = Task("s", ["p0"], np.array([0]), [None], ["a", "b", "c"], [np.array([0, 2])])
+    several = Task("s", pictures[:1], np.array([0]), [None], ["a", "b", "c"], [np.array([0, 2])])
     assert fair_table.hits(several, system).tolist() == [True]
     assert fair_table.chance({"x": [asked, several]})["x"] == pytest.approx(100 * (3 * 0.5 + 2 / 3) / 4)
 
@@ -118,5 +125,6 @@ def test_the_table_has_a_row_for_each_start_and_measures_nothing_twice(world, ru
     assert all(row["images"] == 16 and row["seeds"] == 2 and row["seconds"] > 0 and row["images_per_second"] > 0 for row in rows)
     monkeypatch.setattr(fair_table, "trained", lambda job: pytest.fail("a measured system was loaded again"))
     assert fair_table.table(table, sets) == rows
+    fair_table.plot_fair([row for row in rows if row["start"] == "pretrained"], {"ctrlbench": "CtrlBench"})
     fig = fair_table.plot_fair([*rows, fair_table.chance(sets)], {"image_to_text": "image → text", "ctrlbench": "CtrlBench"})
     assert [axis.get_title(loc="left") for axis in fig.axes] == ["image → text", "CtrlBench"]
