@@ -134,7 +134,7 @@ def plot_fair(rows: Sequence[dict], columns: Mapping[str, str]):
         for level in table.loc[table["recipe"] == "chance", column]:
             axis.axvline(level, color=GREY, linewidth=0.8, linestyle=":")
         axis.set_title(title, fontsize=8)
-        axis.set(xlim=(0, None), ylim=(-0.6, len(recipes) - 0.4))
+        axis.set(xlim=(0, None), ylim=(-0.6, len(recipes) - 0.4), xlabel="R@1 in per cent")
     after = table.drop_duplicates("recipe").set_index("recipe")["after"]
     axes[0, 0].set(yticks=range(len(recipes)), yticklabels=[after[r].split(" (")[0] for r in recipes])
     axes[0, 0].tick_params(axis="y", labelcolor=INK)

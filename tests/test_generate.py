@@ -368,6 +368,8 @@ def test_a_server_needs_a_model_and_an_address_without_a_password(model, url):
 
 @local
 def test_an_interrupted_call_keeps_the_answers_that_were_under_way(tmp_path):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a test run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     regions = regions_in(tmp_path, [f"caption {k}" for k in range(40)])
 
     def interrupts(handler):
