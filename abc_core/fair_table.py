@@ -138,5 +138,6 @@ def plot_fair(rows: Sequence[dict], columns: Mapping[str, str]):
     after = table.drop_duplicates("recipe").set_index("recipe")["after"]
     axes[0, 0].set(yticks=range(len(recipes)), yticklabels=[after[r].split(" (")[0] for r in recipes])
     axes[0, 0].tick_params(axis="y", labelcolor=INK)
-    axes[0, -1].legend(loc="lower right")
+    if len(axes[0, -1].get_legend_handles_labels()[1]) > 1:
+        axes[0, -1].legend(loc="lower right")
     return fig
