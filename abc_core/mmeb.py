@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abc_core.data import Pictures, Skipped, caption_id, expect, field_of
+from abc_core.hub import local_copy
 from abc_core.paths import inside
 from abc_core.tasks import Task
 from abc_core.zips import Zipped
@@ -86,17 +87,8 @@ def read_mmeb(
 
 def _folder(name: Path | str, part: str, pictures: bool, download: bool) -> Path:
     """A local folder, or the local copy of one set, with all pictures if wanted, of a dataset on the hub."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     files = [f"{part}/test*.parquet"] + ["images.zip"] * pictures
-    try:
-        return Path(snapshot_download(str(name), repo_type="dataset", allow_patterns=files, local_files_only=not download))
-    except (LocalEntryNotFoundError, ValueError) as error:
-        hint = "no connection" if download else "download=True fetches it once"
-        raise FileNotFoundError(f"{name} is neither a folder nor in the local cache of the model hub ({hint}): {error}") from error
+    return local_copy(name, download, repo_type="dataset", allow_patterns=files)
 
 
 def _pictures(folder: Path, images: Path | None) -> Pictures | Zipped:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from abc_core import adapters
 from abc_core.data import expect, read_json
+from abc_core.hub import local_copy
 
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
 PRETRAIN = "TIGER-Lab/ABC-Qwen2VL-Pretrain"
@@ -145,15 +146,5 @@ def hub_folder(name, download: bool, revision: str | None = None, ignore: str | 
     Raises:
         FileNotFoundError: neither a folder nor in the hub's local cache (with `download`: nor to be had).
     """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        files = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]  # the last: a tokenizer's
-        given = dict(revision=revision, allow_patterns=files, ignore_patterns=ignore)
-        return Path(snapshot_download(str(name), local_files_only=not download, **given))
-    except (LocalEntryNotFoundError, ValueError) as error:
-        hint = "no connection" if download else "download=True fetches it once"
-        raise FileNotFoundError(f"{name} is neither a folder nor in the local cache of the model hub ({hint}): {error}") from error
+    files = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]  # the last: a tokenizer's
+    return local_copy(name, download, revision=revision, allow_patterns=files, ignore_patterns=ignore)
