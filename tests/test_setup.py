@@ -11,8 +11,9 @@ import yaml
 from abc_core.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LISTED = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
-NAMES = [re.match(r"[\w-]+", requirement).group() for requirement in LISTED]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+LISTED = PROJECT["project"]["dependencies"] + EXTRAS["dev"]
+NAMES, OPTIONAL = ([re.match(r"[\w-]+", r).group() for r in part] for part in (LISTED, [r for e in EXTRAS.values() for r in e]))
 
 
 def test_the_conda_environment_holds_python_pip_and_the_project_alone():
@@ -24,7 +25,7 @@ def test_every_listed_package_has_its_version_in_the_lock():
     lock = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", line) for line in lock), "the lock holds something other than name==version"
     locked = {line.split("==")[0].lower().replace("_", "-") for line in lock}
-    assert {n.lower().replace("_", "-") for n in NAMES} <= locked
+    assert {n.lower().replace("_", "-") for n in NAMES + OPTIONAL} <= locked
     assert not locked & {"pip", "setuptools", "uv", "abc-core"}
 
 
@@ -84,6 +85,12 @@ def test_make_installs_once_and_again_only_when_the_package_list_changes(make):
     calls = make("test")[1]
     assert re.search(r"install -e \. -c(.|\n)*install -e \.\[dev\] -c(.|\n)*-m ruff", calls) and calls.count("-m pip install") == 2
     assert "-m pip" not in make("test")[1]
+
+
+def test_the_demo_installs_its_packages_once_and_takes_parameters(make):
+    calls = make("demo", "WITH=top=3")[1]
+    assert calls.count("[demo]") == 1 and calls.endswith("-m abc_core.demo.serve default top=3\n")
+    assert make("demo", "PROFILE=smoke")[1] == "-m abc_core.demo.serve smoke\n"
 
 
 def test_an_install_that_failed_is_tried_again(make):
