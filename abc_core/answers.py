@@ -8,15 +8,17 @@ import numpy as np
 import torch
 
 from abc_core.answer_loss import answer_logits, hidden_of, seen_by
-from abc_core.backbone import load_backbone
+from abc_core.backbone import PICTURE_INPUTS, load_backbone
 from abc_core.data import open_image
 from abc_core.lessons import Lessons
+from abc_core.prompts import Prompts
 from abc_core.replies import Answer, Question
+from abc_core.resumable import timed
 from abc_core.runlog import fingerprint
 
 
 @torch.no_grad()
-def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1) -> dict:
+def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1, report: Callable | None = None) -> dict:
     """Share of questions whose whole answer greedy decoding would give, per kind: {"content": {"exact_match": …, "n": …}, …}.
 
     Greedy decoding gives the answer exactly if the most likely token is right at each of its positions, so one forward pass of all
@@ -34,7 +36,7 @@ def exact_match(model, lessons: Lessons, per_kind: int = 500, seed: int = 1) -> 
             r, t = wanted[kind][i]
             by_record[r].append(t)
     right = defaultdict(list)
-    for r in sorted(by_record):
+    for r in timed(sorted(by_record), len(by_record), "pictures asked about", report):
         for t, ok in zip(by_record[r], _answers_right(model, lessons, lessons.records[r], by_record[r])):
             right[lessons.records[r]["kinds"][t]].append(ok)
     return {k: {"exact_match": round(float(np.mean(v)), 4), "n": len(v)} for k, v in sorted(right.items())}
@@ -60,17 +62,24 @@ def answer(model, processor, image: Path, question: str, max_new_tokens: int = 2
 
 @torch.no_grad()
 def answer_all(model, processor, pictures: list, questions: list[str], max_new_tokens: int = 24) -> list[str]:
-    """The `answer` to one question about each PIL picture, in one batch.
+    """The `answer` to one question about each PIL picture, in one batch; special tokens in a question are text.
 
     Raises:
         ValueError: the model was made bidirectional, and no longer decodes.
     """
     if getattr(model.config.get_text_config(), "is_causal", True) is False:
         raise ValueError("this backbone was made bidirectional, so it no longer generates; load it anew")
-    contents = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
-    texts = [processor.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True) for c in contents]
-    inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    prompts, images = Prompts(processor), getattr(processor, "images_kwargs", {})
+    seen = processor.image_processor(images=pictures, return_tensors="pt", **images).to(model.device)
+    rows = [prompts.question(processor.replace_image_token(seen, k), question) for k, question in enumerate(questions)]
+    length = max(map(len, rows))
+    ids = torch.tensor([[prompts.pad] * (length - len(row)) + row for row in rows], device=model.device)  # B, L
+    mask = torch.arange(length, 0, -1, device=model.device) <= torch.tensor([[len(row)] for row in rows], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": seen["pixel_values"]}
+    inputs |= {name: seen[name] for name in PICTURE_INPUTS[model.config.model_type]}
+    if "image_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (ids == prompts.image_token).int()
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, length:]
     return processor.tokenizer.batch_decode(out, skip_special_tokens=True)
 
 

@@ -174,10 +174,27 @@ def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu",
     if family not in LORA_TARGETS:
         raise ValueError(f"{path} is of the family {family!r}; supported are {', '.join(LORA_TARGETS)}")
     kwargs = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention or best_attention(dtype), **kwargs)
+    kwargs |= {"dtype": dtype, "attn_implementation": attention or best_attention(dtype)}
+    with _no_bar_if_small(Path(path)):
+        model = AutoModelForImageTextToText.from_pretrained(path, **kwargs)
     spoken = any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
     processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False) if spoken else None
     return model.to(device).eval(), processor
+
+
+@contextmanager
+def _no_bar_if_small(folder: Path):
+    """Without transformers' bar of progress for weights of less than a gigabyte, which are there at once."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 2**30
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def make_bidirectional(model: nn.Module) -> nn.Module:

@@ -108,8 +108,9 @@ def load(path: Path, folder: Path | None = None) -> Benchmark:
     where = str(path / CARD)
     try:
         table = pq.read_table(path / FILE)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path / FILE} is not a Parquet file: {error}") from error
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path / FILE} is not a Parquet file: {error}; build the benchmark again") from error
     if not table.schema.equals(COLUMNS):
         raise ValueError(f"{path / FILE} has the columns {', '.join(table.column_names)}, not {', '.join(COLUMNS.names)}; build it again")
     records = table.to_pylist()

@@ -46,7 +46,7 @@ def lacking(stem: str, values: dict) -> dict[Path, list[str]]:
     splits = [paths.ROOT / file for file in (values.get("karpathy"), *values.get("retrieval", ())) if file and file not in PARTS]
     named += [(file.parent, (file.name,)) for file in splits]
     if values.get("mmeb", "mmeb") not in PARTS:
-        named.append((paths.ROOT / values["mmeb"], (*values["classification"], *values["vqa"])))
+        named.append((paths.ROOT / values["mmeb"], (*values.get("classification", ()), *values.get("vqa", ()))))
     made = values.get("generator", "written") != "written" or (stem == "06_ctrlbench" and values["data"] == values["training_data"])
     unneeded = {INSTRUCTIONS} if made else set()  # a model writes them, or notebook 03 has read them
     return {at: [file for file in files if file not in unneeded and not _there(at, file)] for at, files in named}

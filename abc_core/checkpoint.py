@@ -23,7 +23,8 @@ def save(path: Path, tensors: dict[str, torch.Tensor], optimizers: dict[str, tor
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({k: v.detach().contiguous().clone() for k, v in flat.items()}, partial, metadata={"numbers": json.dumps(numbers)})
+        flat = {k: v.detach().contiguous().clone() for k, v in flat.items()}
+        save_file(flat, partial, metadata={"numbers": json.dumps(numbers | {"digest": _digest(flat, numbers)})})
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
         partial.rename(path)
@@ -36,14 +37,17 @@ def load(path: Path, optimizers: dict[str, torch.optim.Optimizer] | None = None)
     """Read a checkpoint: returns (tensors, numbers) and puts the state back into the named optimizers.
 
     Raises:
-        ValueError: the file is not a checkpoint, or lacks the state of an optimizer.
+        ValueError: the file is not a checkpoint, is damaged (one of before digests were written is not checked), or lacks the state of an
+            optimizer.
     """
     try:
         with safe_open(path, "pt") as handle:
             flat = {k: handle.get_tensor(k) for k in handle.keys()}
-            numbers = json.loads(handle.metadata()["numbers"])
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            numbers = dict(json.loads(handle.metadata()["numbers"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project: {error}") from error
+    if numbers.pop("digest", None) not in (None, digest := _digest(flat, numbers)):
+        raise ValueError(f"{path} is damaged: what it holds has the digest {digest}, not the one that was written; delete it to begin anew")
     for name, optimizer in (optimizers or {}).items():
         state = {}
         for key, value in flat.items():
@@ -57,6 +61,16 @@ def load(path: Path, optimizers: dict[str, torch.optim.Optimizer] | None = None)
     return {k.removeprefix("tensor/"): v for k, v in flat.items() if k.startswith("tensor/")}, numbers
 
 
+def _digest(flat: dict[str, torch.Tensor], numbers: dict) -> str:
+    """16 hex digits of all that a checkpoint holds."""
+    read = json.loads(json.dumps(numbers))  # as they will come back: names as text, tuples as lists
+    digest = hashlib.sha256(json.dumps(read, sort_keys=True).encode())
+    for name, tensor in sorted(flat.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def fingerprint(folder: Path) -> str:
     """16 hex digits of the weights in a folder: name, type and shape of each tensor, and its first, middle and last row.
 
@@ -65,8 +79,11 @@ def fingerprint(folder: Path) -> str:
     """
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(file, "pt") as handle:
-            tensors |= {name: _sample(handle, name) for name in handle.keys()}
+        try:
+            with safe_open(file, "pt") as handle:
+                tensors |= {name: _sample(handle, name) for name in handle.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
     return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 COUNT = "[1, inf)"  # at least one
+LARGEST = 1 << 31  # whole numbers are below; steps, sizes and seeds beyond would overflow somewhere in torch
 
 
 def _lies_in(number: float, interval: str) -> bool:
@@ -22,6 +23,8 @@ def _lies_in(number: float, interval: str) -> bool:
 
 def _fit(value: Any, hint: Any, name: str) -> Any:
     """`value` as `hint` wants it: an int becomes a float, a list a tuple, a mapping a nested config; ValueError for anything else."""
+    if type(value) is int and abs(value) >= LARGEST:
+        raise ValueError(f"{name} is out of range: a whole number of {value.bit_length()} bits, where {LARGEST - 1:,} is the largest")
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
@@ -78,6 +81,8 @@ class _Config:
         Raises:
             ValueError: a name that the config does not have, a missing one, or a value that it refuses.
         """
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{source}: {cls.__name__} needs names and values, not {describe(mapping)}")
         known = {f.name: f for f in fields(cls)}
         unknown = [str(k) for k in mapping if k not in known]
         missing = [n for n, f in known.items() if f.default is MISSING and n not in mapping]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import unicodedata
 import zlib
@@ -33,6 +34,8 @@ _BROKEN = (  # what decoders raise on bad bytes
     struct.error, zlib.error,
 )  # fmt: skip
 NUMBER = (int, float)  # for `field_of`
+NO_TEXT = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can spell and no file of text, and no tokenizer, can hold
+LONGEST = 200  # times its shorter side that a picture's longer one may be; Qwen's processors refuse more
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -97,13 +100,15 @@ def open_image(source: Path | Member | Image.Image, max_pixels: int = 50_000_000
 
     Raises:
         OSError: the file is not there or the disk does not give it (FileNotFoundError, PermissionError, …), which may pass.
-        UnreadableImage: not a picture, truncated, or of more than `max_pixels` pixels, a ValueError; the message names the file.
+        UnreadableImage: not a picture, truncated, or of more than `max_pixels` pixels, or too long; a ValueError that names it.
     """
     try:
         with _opened(source, max_pixels) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+            if max(width, height) > LONGEST * min(width, height):
+                raise ValueError(f"one side of {width} x {height} pixels is more than {LONGEST} times the other")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
     except _BOMB as error:
@@ -232,7 +237,7 @@ def read_json(path: Path, object_hook: Callable | None = None) -> Any:
     """The content of a JSON file; ValueError names the file and where it breaks off. `object_hook` is that of `json.loads`."""
     try:
         return json.loads(path.read_bytes(), object_hook=object_hook)
-    except ValueError as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or lists in lists without end
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
@@ -243,7 +248,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield row, json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path} row {row} is not JSON ({error}): {shorten(line)}") from error
 
 

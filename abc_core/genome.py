@@ -5,6 +5,7 @@ Steps: (1) `records` reads a JSON list one record at a time; (2) `read_genome` c
 """
 
 import json
+import math
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from abc_core.data import NUMBER, Skipped, expect, field_of, file_names, read_json
+from abc_core.data import NO_TEXT, NUMBER, Skipped, expect, field_of, file_names, read_json
 
 CHUNK = 1 << 20  # characters of a file that are read at once
-NO_TEXT = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can spell and no file of text can hold
 
 
 class Region(NamedTuple):
@@ -60,7 +60,7 @@ def records(path: Path) -> Iterator[Any]:
     """
     try:
         yield from _records(path)
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
@@ -176,6 +176,8 @@ def _add_regions(table: "_Table", raw: list, size: tuple[int, int], skipped: Ski
             skipped.leave_out("phrase that is not Unicode", file, at, phrase)
         elif not (w > 0 and h > 0):
             skipped.leave_out("box without area", file, at, box)
+        elif math.inf in (w, h):
+            skipped.leave_out("box without end", file, at, box)
         elif not (x < size[0] and y < size[1] and x + w > 0 and y + h > 0):
             skipped.leave_out("box wholly outside its picture", file, at, f"{box} in {size[0]} x {size[1]}")
         elif region_id in numbers:

@@ -45,11 +45,12 @@ def opened(key: Sequence, build: Callable[[Path, Skipped], dict]) -> tuple[Path,
     path = folder / "account.json"
     with (folder / "lock").open("a") as lock:  # several processes of a training start at once; one makes it, the others wait
         fcntl.flock(lock, fcntl.LOCK_EX)
-        account = json.loads(path.read_text()) if path.exists() else None
-        if account is None or not _fresh(account):
+        account = _account(path)
+        if account is None or not _fresh(account, folder):
             path.unlink(missing_ok=True)
             skipped, started = Skipped(), time.time_ns()
             account = {"said": build(folder, skipped), "skipped": vars(skipped), "started": started}
+            account["sizes"] = {file.name: file.stat().st_size for file in folder.iterdir() if file.suffix in (".arrow", ".bin")}
             with whole_file(path) as partial:
                 partial.write_text(json.dumps(account))
     left_out = account["skipped"]
@@ -57,8 +58,19 @@ def opened(key: Sequence, build: Callable[[Path, Skipped], dict]) -> tuple[Path,
     return folder, account["said"], Skipped(**left_out | counted)
 
 
-def _fresh(account: dict) -> bool:
-    """Are the folders as they were when the index was made?"""
+def _account(path: Path) -> dict | None:
+    """What account.json says; None if there is none, or a damaged one."""
+    try:
+        account = json.loads(path.read_text())
+        return account if account.keys() >= {"said", "skipped", "started", "sizes"} else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _fresh(account: dict, folder: Path) -> bool:
+    """Is the index whole, and are the folders of pictures as they were when it was made?"""
+    if any(not (folder / name).exists() or (folder / name).stat().st_size != size for name, size in account["sizes"].items()):
+        return False
     listed = account["said"].get("listed", {})
     return all(changed(Path(folder)) == then < account["started"] - SETTLED for folder, then in listed.items())
 
@@ -125,9 +137,26 @@ def numbers(path: Path, dtype: str) -> np.ndarray:
 def parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file, to be read in batches; ValueError names a file that is none."""
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except pa.ArrowException as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
+
+
+def batches(source: pq.ParquetFile, path: Path, size: int = BATCH, columns: list[str] | None = None):
+    """The rows of a file of `parquet`, `size` at a time; ValueError names the file where its bytes are damaged.
+
+    Pages that were written with a checksum, as ours are, are held against it.
+    """
+    rows = source.iter_batches(size, columns=columns)
+    while True:
+        try:
+            batch = next(rows, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # texts are UTF-8
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}; get it again") from error
+        yield batch
 
 
 class Lazy(Sequence):

@@ -7,12 +7,14 @@ instructions lie in the folder already, only (2) is done, and where the benchmar
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from abc_core import ctrlbench
 from abc_core import generate as ask
 from abc_core.benchmark import CARD
+from abc_core.data import Skipped, read_json
 from abc_core.genome import GenomeImage, read_genome
 from abc_core.held_out import HeldOut, exclude, split_images
 from abc_core.instructions import select_regions
@@ -35,13 +37,18 @@ class Wanted:
     per_image: int = 5  # regions of a picture of CtrlBench, Sec. 4.4
     karpathy: Path | None = None  # dataset_coco.json, whose test pictures training goes without
 
+    @cached_property
+    def genome(self) -> tuple[list[GenomeImage], Skipped]:
+        """The folder's pictures and what was left out; read once, as all of Visual Genome takes half a minute."""
+        return read_genome(self.folder)
+
 
 def plan(wanted: Wanted, bench: Path, generator, cache: Path, prices: Sequence[float] = (0.0, 0.0)) -> dict[str, dict]:
     """What asking would take, for "ctrlbench" and for "training", as `generate.plan`; nothing is contacted and nothing written.
 
     Captions of the benchmark are not known before it is in `bench`, so training may take a few calls less than this says.
     """
-    genome, _ = read_genome(wanted.folder)
+    genome, _ = wanted.genome
     aside, rest = _set_aside(wanted, genome)
     said = {"ctrlbench": ask.plan(_of_benchmark(wanted, aside)[0], generator, cache, prices)} if aside else {}
     built = aside and (bench / CARD).exists()
@@ -74,7 +81,7 @@ def prepare(
     """
     if generator is None and not wanted.test_pictures:
         return None, None
-    genome, skipped = read_genome(wanted.folder)
+    genome, skipped = wanted.genome
     report(skipped)
     aside, _ = _set_aside(wanted, genome)
     if aside:
@@ -86,7 +93,7 @@ def prepare(
         options = {"pictures": wanted.test_pictures, "source": source, "licence": licence}
         ctrlbench.build(aside, written, bench, wanted.seed, wanted.per_image, wanted.drop_largest, **options)
         report((bench / "README.md").read_text())
-        found = ctrlbench.load(bench).card["images"]
+        found = read_json(bench / CARD)["images"]
         if found < wanted.test_pictures:
             report(f"CtrlBench has {found:,} pictures of the {wanted.test_pictures:,} wanted; with a larger `spare` more are set aside")
     made = bench if aside else None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from abc_core import index
-from abc_core.data import NUMBER, Pictures, Skipped, expect, field_of, read_json_lines, shorten
+from abc_core.data import NO_TEXT, NUMBER, Pictures, Skipped, expect, field_of, read_json_lines, shorten
 from abc_core.genome import GenomeImage, Region
 from abc_core.held_out import comparable
 
@@ -102,7 +102,9 @@ def read_instructions(path: Path) -> tuple[dict[tuple[int, int], Options], Skipp
         for text in wordings:
             if not isinstance(text, str):
                 raise ValueError(f"{where}: an instruction should be a text, not {text!r}")
-            if text.strip():
+            if NO_TEXT.search(text):
+                skipped.leave_out("instruction that is not Unicode", path, row, text)
+            elif text.strip():
                 table.setdefault(key, {}).setdefault(kind, []).append(text)
             else:
                 skipped.leave_out("empty instruction", path, row, text)
@@ -225,6 +227,10 @@ def read_instructed(folder: Path) -> tuple[list[list[Instructed]], Skipped]:
             skipped.leave_out("regions of several pictures", path, row, [r.image_id for r in group])
         elif not all(r.instruction.strip() and r.caption.strip() for r in group):
             skipped.leave_out("empty instruction or phrase", path, row, [(r.instruction, r.caption) for r in group])
+        elif any(NO_TEXT.search(r.instruction + r.caption) for r in group):
+            skipped.leave_out("instruction or phrase that is not Unicode", path, row, [(r.instruction, r.caption) for r in group])
+        elif not np.isfinite([r.box for r in group]).all():
+            skipped.leave_out("box without end", path, row, [r.box for r in group])
         elif found is None:
             skipped.leave_out("missing picture", path, row, names[0])
         else:
@@ -240,7 +246,7 @@ def _instructed_rows(files: list[Path]) -> Iterator[tuple[Path, int, Any]]:
         if path.suffix == ".jsonl":
             yield from ((path, row, entry) for row, entry in read_json_lines(path))
         else:
-            batches = index.parquet(path).iter_batches(1024)
+            batches = index.batches(index.parquet(path), path, 1024)
             yield from ((path, row, entry) for row, entry in enumerate(entry for batch in batches for entry in batch.to_pylist()))
 
 
@@ -248,8 +254,16 @@ def _instructed(region: Any, where: str) -> Instructed:
     """A region of a row, its picture not yet looked for. Numbers of pictures and regions may be written as text."""
     numbers = [field_of(region, name, (int, str), where) for name in ("image", "id")]
     for name, value in zip(("image", "id"), numbers):
-        if not str(value).isdecimal():
+        if not str(value).isdecimal() or len(str(value)) > 18:
             raise ValueError(f"{where}: {name!r} is no number: {shorten(value)}")
-    box = tuple(float(field_of(region, name, NUMBER, where)) for name in ("x", "y", "width", "height"))
+    box = tuple(_float(field_of(region, name, NUMBER, where)) for name in ("x", "y", "width", "height"))
     said = (field_of(region, name, str, where) for name in ("instruction", "phrase"))
     return Instructed(Path(), *map(int, numbers), box, "released", *said)
+
+
+def _float(number: int | float) -> float:
+    """A number of a file, infinite if it is beyond all floats."""
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")

@@ -125,11 +125,13 @@ class Lessons:
         """(kind, question, answer, region) of every turn of a record."""
         return record["turns"]
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a text, each distinct text tokenised once."""
-        if text not in self.tokens:
-            self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.tokens[text]
+    def ids(self, text: str, template: bool = False) -> list[int]:
+        """Token ids of a text, each distinct one tokenised once; special tokens are such in pieces of the template alone."""
+        if (text, template) not in self.tokens:
+            tokenizer = self.processor.tokenizer
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"] if template else prompts.plain_ids(tokenizer, text)
+            self.tokens[text, template] = ids
+        return self.tokens[text, template]
 
     def collate(self, rows: list[dict], turns: list, prefixed, light=None) -> dict:
         """Pictures and packed question blocks as tensors: ids, labels int64[B, L], positions int64[3, B, L], mask bool[B, 1, L, L], and
@@ -140,11 +142,12 @@ class Lessons:
         vision = self._look(rows, light)
         grid = vision["image_grid_thw"][0].tolist()
         high, wide = grid[1] // 2, grid[2] // 2
-        before, after = self.ids(prompts.BEFORE_IMAGE), self.ids(prompts.AFTER_IMAGE)
-        prefix = before + self.ids(prompts.IMAGE_PAD) * (high * wide) + after
+        before, after = self.ids(prompts.BEFORE_IMAGE, True), self.ids(prompts.AFTER_IMAGE, True)
+        prefix = before + self.ids(prompts.IMAGE_PAD, True) * (high * wide) + after
         blocks = [[self.block(record, t, p) for t in chosen] for record, chosen, p in zip(rows, turns, prefixed)]
         length = len(prefix) + max(sum(len(ids) for ids, _ in row) for row in blocks)
-        packed = _pack(prefix, len(before), (high, wide), blocks, length, self.ids(prompts.END)[0], len(self.ids(prompts.BEFORE_ANSWER)))
+        end, asked = self.ids(prompts.END, True)[0], len(self.ids(prompts.BEFORE_ANSWER, True))
+        packed = _pack(prefix, len(before), (high, wide), blocks, length, end, asked)
         pointers = self._pointers(rows, turns, blocks, prefixed, len(prefix))
         return {**vision, **packed, "first_visual": len(before), **pointers}
 
@@ -194,8 +197,8 @@ class Lessons:
     def block(self, record, turn: int, prefixed: bool) -> tuple[list[int], int]:
         """Token ids of one question with its answer, and how many of them are the answer (with its end)."""
         _, question, answer, _ = self.turns(record)[turn]
-        answer = self.ids(answer + prompts.IM_END)
-        return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER) + answer, len(answer)
+        answer = self.ids(answer) + self.ids(prompts.IM_END, True)
+        return self.ids(prompts.INSTRUCTION * bool(prefixed) + question) + self.ids(prompts.BEFORE_ANSWER, True) + answer, len(answer)
 
 
 def _mentioned(question: str, regions: list) -> list[tuple[int, int]]:

@@ -92,13 +92,18 @@ def write_mined(path: Path, pairs: Sequence[Pair], folder: Path, negatives: Sequ
         lengths = [len(rows) for rows in (negatives, scores) if rows is not None]
         raise ValueError(f"{path}: {len(pairs)} pairs, but {' and '.join(map(str, lengths))} rows of negatives and scores")
     empty = np.fromiter((not pair.caption.strip() for pair in pairs), dtype=bool, count=len(pairs))
-    with whole_file(path) as partial, pq.ParquetWriter(partial, SCHEMA if scores is None else SCHEMA.append(SCORES)) as out:
+    with whole_file(path) as partial, _writer(partial, scores is not None) as out:
         for start in range(0, len(pairs), index.BATCH):
             part = slice(start, start + index.BATCH)
             table = _part(path, pairs[part], folder, negatives[part], None if scores is None else scores[part])
             _negatives_of(path, table, start, empty)
             out.write_table(table)
     return path
+
+
+def _writer(path: Path, scored: bool) -> pq.ParquetWriter:
+    """Pages carry a checksum, so that a damaged file is known for one."""
+    return pq.ParquetWriter(path, SCHEMA.append(SCORES) if scored else SCHEMA, write_page_checksum=True)
 
 
 def _part(path: Path, part: Sequence[Pair], folder: Path, negatives: Sequence, scores: Sequence | None) -> pa.Table:
@@ -167,7 +172,8 @@ class _Build:
         if len(scored) != 1:
             raise ValueError(f"{self.path} has {'no Parquet file' if not scored else 'scores in some files only'}")
         names = ["id", "caption", "image", "negatives", *(["scores"] if scored == {True} else [])]
-        batches = lambda *wanted: (b for s in sources for b in s.iter_batches(index.BATCH, columns=list(wanted)))  # noqa: E731
+        opened = list(zip(sources, self.files, strict=True))
+        batches = lambda *wanted: (b for s, file in opened for b in index.batches(s, file, columns=list(wanted)))  # noqa: E731
         empty = np.fromiter((not (c or "").strip() for b in batches("caption") for c in b["caption"].to_pylist()), dtype=bool)
         pictures = pairs.Samples(pairs.read_pairs(self.folder)[0]) if self.inside else Pictures(Path(self.folder).absolute())
         kind = pa.schema([("id", sources[0].schema_arrow.field("id").type), *(pairs.IN_SHARDS if self.inside else pairs.IN_FILES)])

@@ -16,9 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from abc_core import index
 from abc_core.data import Pictures, Skipped, caption_id, expect, field_of
 from abc_core.hub import local_copy
 from abc_core.paths import inside
@@ -102,16 +101,13 @@ def _pictures(folder: Path, images: Path | None) -> Pictures | Zipped:
 
 def _rows(file: Path) -> Iterator[dict]:
     """The rows of a Parquet file, few at a time: each may hold a thousand candidates."""
-    try:
-        table = pq.ParquetFile(file)
-        there = table.schema_arrow.names
-        if missing := [c for c in COLUMNS if c not in there]:
-            raise ValueError(f"{file} has no column {', '.join(missing)}; its columns: {', '.join(there)}")
-        columns = [c for c in ("qry_inst", *COLUMNS, "tgt_img_path") if c in there]
-        for batch in table.iter_batches(batch_size=64, columns=columns):
-            yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(f"{file} is not a Parquet file: {error}") from error
+    table = index.parquet(file)
+    there = table.schema_arrow.names
+    if missing := [c for c in COLUMNS if c not in there]:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; its columns: {', '.join(there)}")
+    columns = [c for c in ("qry_inst", *COLUMNS, "tgt_img_path") if c in there]
+    for batch in index.batches(table, file, 64, columns):
+        yield from batch.to_pylist()
 
 
 # --- 2. rows --------------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from abc_core.loss import Temperature
 from abc_core.paths import ROOT
 from abc_core.prompts import Prompts
 
-POOLINGS = ("attended", "as_published", "last", "latent")
+POOLINGS = ("attended", "as_published", "last", "latent", "visual")
 
 
 class Head(nn.Module):
@@ -90,8 +90,8 @@ class Embedder(nn.Module):
             Without a processor (None) it takes token ids and visual tokens (`encode`), no texts and pictures.
         head: use eq. 1's residual head. head_hidden, head_bias: see `Head`. temperature_parametrisation: see `Temperature`.
         pooling: "attended" averages the attended tokens; "as_published" averages all of a row, padding too, without the token id 0;
-            "last" takes the last attended token (VLM2Vec, E5-V); "latent" lets the attended tokens read trained latents first (NV-Embed,
-            `latent_pooling`), and starts as "attended".
+            "last" takes the last attended token (VLM2Vec, E5-V); "visual" averages a picture's visual tokens, and the attended tokens of a
+            text; "latent" lets the attended tokens read trained latents first (NV-Embed, `latent_pooling`), and starts as "attended".
         positions: "model" leaves them to the model (M-RoPE); "as_published" numbers the tokens of a row 0 to L − 1.
 
     **Authors' code:** pooling and positions "as_published", so that an embedding depends on the padding of its batch, here of its length
@@ -235,6 +235,9 @@ class Embedder(nn.Module):
         hidden, ids, mask = self.states(rows, visual, owners)
         if self.pooling == "as_published":
             return (hidden * (ids != 0)[..., None]).sum(1) / ids.shape[1]  # B, H
+        if self.pooling == "visual":
+            seen = mask * (ids == self.model.config.image_token_id)
+            mask = torch.where(seen.any(1, keepdim=True), seen, mask)  # a text has none
         lengths = mask.sum(1)
         if self.pooling == "last":
             return hidden[torch.arange(len(rows), device=self.device), lengths - 1]  # B, H

@@ -63,10 +63,11 @@ def literals(notebook: Path) -> dict[str, Any]:
     return found
 
 
-def parameters(notebook: Path, profile: str) -> dict[str, Any]:
+def parameters(notebook: Path, profile: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What is injected into a notebook: the profile's overrides, if any, and the profile's name.
 
     A profile's file may name another profile as its `base`, whose numbers it then changes ("rehearse" is "a100" with a tiny model).
+    `above`: the profiles whose base this one is, directly or not.
 
     Raises:
         ValueError: an unknown profile or parameter, or a value whose type is not that of the notebook's literal.
@@ -76,14 +77,16 @@ def parameters(notebook: Path, profile: str) -> dict[str, Any]:
         known = sorted({"default", *(p.name for p in folder.iterdir() if p.is_dir())} if folder.is_dir() else {"default"})
         raise ValueError(f"unknown profile {profile!r}; known are {', '.join(known)}")
     try:
-        given = (yaml.safe_load(source.read_text()) or {}) if source.exists() else {}
-    except yaml.YAMLError as error:
+        given = (yaml.safe_load(source.read_bytes()) or {}) if source.exists() else {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{source} holds {describe(given)}; it must be a list of lines `name: value`")
     base = given.pop("base", None)
-    if base == profile:
-        raise ValueError(f"{source}: base = {base!r} is the profile itself")
+    if not isinstance(base, str | None):
+        raise ValueError(f"{source}: base = {describe(base)}; the name of a profile was expected")
+    if base in (profile, *above):
+        raise ValueError(f"{source}: base = {base!r} is the profile itself" + " again" * (base != profile))
     known = literals(notebook)
     for name, value in ({"profile": profile} | given).items():
         if name not in known:
@@ -92,7 +95,7 @@ def parameters(notebook: Path, profile: str) -> dict[str, Any]:
             raise ValueError(f"{source}: {name} = {describe(value)}; the notebook's own value is {describe(known[name])}")
     if given.get("profile", profile) != profile:
         raise ValueError(f"{source}: profile = {given['profile']!r}, but its folder says {profile!r}")
-    return ({} if base is None else parameters(notebook, base)) | given | {"profile": profile}
+    return ({} if base is None else parameters(notebook, base, (*above, profile))) | given | {"profile": profile}
 
 
 def values(notebook: Path, profile: str) -> dict[str, Any]:
@@ -146,6 +149,7 @@ def run_notebook(notebook: Path, profile: str = "default") -> Path:
         papermill.execute_notebook(
             notebook, partial, parameters=given, kernel_name="python3", language="python", cwd=str(notebook.parent),
             progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, iopub_timeout=60,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else every kernel warns that it does not encrypt its loopback traffic
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))

@@ -15,6 +15,7 @@ from abc_core import index, runlog, shards
 from abc_core.data import Member, Pictures, Skipped, caption_id, expect, usable
 
 CAPTIONS_TSV = "Train_GCC-training.tsv"
+OWN_TSV = "captions.tsv"  # the same table, under the name that people give to theirs
 ROWS = "pairs.arrow"
 IN_FILES = pa.schema({"caption": pa.string(), "caption_id": pa.int64(), "image": pa.string(), "row": pa.int64()})
 IN_SHARDS = pa.schema([*IN_FILES, pa.field("offset", pa.int64()), pa.field("size", pa.int64())])
@@ -82,8 +83,8 @@ class Pairs(index.Lazy):
 
 
 def read_pairs(folder: Path) -> tuple[Pairs, Skipped]:
-    """Pairs in one of the layouts of Conceptual Captions: a TSV without header, `caption<TAB>path of the picture in the folder`, or tar
-    shards with members KEY.jpg and KEY.txt (see `abc_core.shards`).
+    """Pairs in one of the layouts of Conceptual Captions: a TSV without header, `caption<TAB>path of the picture in the folder`, which may
+    be called captions.tsv, or tar shards with members KEY.jpg and KEY.txt (see `abc_core.shards`).
 
     Raises:
         FileNotFoundError: the folder has neither.
@@ -95,12 +96,18 @@ def read_pairs(folder: Path) -> tuple[Pairs, Skipped]:
 
 def has_pairs(folder: Path) -> bool:
     """Is a folder in a layout that `read_pairs` reads, and no mere folder of pictures?"""
-    return (Path(folder) / CAPTIONS_TSV).exists() or bool(shards.find(folder))
+    return table_of(folder).exists() or bool(shards.find(folder))
+
+
+def table_of(folder: Path) -> Path:
+    """Where the table of a folder is, or would be."""
+    theirs, own = (Path(folder).absolute() / name for name in (CAPTIONS_TSV, OWN_TSV))
+    return own if own.exists() and not theirs.exists() else theirs
 
 
 def fingerprint(folder: Path) -> str:
     """16 hex digits of the captions and the names of the pictures that `read_pairs` would read; the pictures' pixels have no part in it."""
-    path = Path(folder) / CAPTIONS_TSV
+    path = table_of(folder)
     return runlog.fingerprint(path) if path.exists() or not has_pairs(folder) else _opened(folder)[1]["digest"]
 
 
@@ -138,7 +145,7 @@ class Samples:
 
 def _opened(folder: Path) -> tuple[Path, dict, Skipped]:
     """The index of a folder; see `index.opened`."""
-    path = Path(folder).absolute() / CAPTIONS_TSV
+    path = table_of(folder)
     found = [] if path.exists() else shards.find(path.parent)
     if found:
         key = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in found]  # reading all bytes would take hours

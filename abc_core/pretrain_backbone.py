@@ -122,6 +122,9 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
     """Train to `config.steps`, continuing from out/last.safetensors if there is one; one JSON line per step in out/metrics.jsonl.
 
     The weights at the shares `config.keep` of the steps stay beside it, as out/step-000125.safetensors.
+
+    Raises:
+        FloatingPointError: a gradient is not finite; the last checkpoint is intact. RuntimeError: another process trains in `out`.
     """
     if curriculum[-1].end < config.steps:
         raise ValueError(f"the curriculum ends at step {curriculum[-1].end}, before the {config.steps} steps of this run")
@@ -129,6 +132,7 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
     opts = optimizers(model, config)
     out.mkdir(parents=True, exist_ok=True)
     last, log = out / "last.safetensors", runlog.Run(out)
+    runlog.hold(out)  # until this process ends, or the training
     first = restore(model, last, lessons.folder.name, opts) if last.exists() else 0
     log.truncate(first)
 
@@ -142,7 +146,7 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
             start, (stage, batch) = time.perf_counter(), ahead.result()
             ahead = reader.submit(draw, min(step + 1, config.steps - 1))
             task = word_loss if stage.words else answer_loss
-            metrics = _train_step(model, opts, batch, task, stage.rate * learning_rate(step, config), config.bf16)
+            metrics = _train_step(model, opts, batch, task, stage.rate * learning_rate(step, config), config.bf16, step)
             metrics |= {"step": step, "pictures": len(batch["image_grid_thw"]), "seconds": round(time.perf_counter() - start, 3)}
             log.log(**metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -151,6 +155,7 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
                 report(f"step {step + 1}/{config.steps} · {quality} · {metrics['seconds']:.1f} s a step")
             if step + 1 in [round(share * config.steps) for share in config.keep]:
                 _save(out / f"step-{step + 1:06d}.safetensors", model, lessons, step + 1)
+    log.release()
 
 
 def _save(path: Path, model, lessons: Lessons, step: int, opts=None) -> None:
@@ -177,13 +182,20 @@ def restore(model, path: Path, data: str, opts: dict | None = None) -> int:
     return numbers["step"]
 
 
-def _train_step(model, opts, batch, task, lr: float, bf16: bool) -> dict:
-    """One update of all parameters at learning rate `lr`; returns the row for the log."""
+def _train_step(model, opts, batch, task, lr: float, bf16: bool, step: int) -> dict:
+    """One update of all parameters at learning rate `lr`; returns the row for the log.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; nothing was updated.
+    """
     model.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # bf16 products run on AMX
         loss, metrics = task(model, batch)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        model.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {step}; the run's last checkpoint is intact")
     for optimizer in opts.values():
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("factor", 1.0)

@@ -7,6 +7,8 @@ image tokens; its template was lost in print.
 What users write is tokenised as plain text: a special token typed inside an instruction or a caption stays text.
 """
 
+import re
+
 IM_START, IM_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = (END, IM_START, IM_END, VISION_START, VISION_END, "<|vision_pad|>", IMAGE_PAD, VIDEO_PAD)
@@ -53,10 +55,23 @@ class Prompts:
         said = self._words(INSTRUCTION + instruction) if instruction is not None else []
         return self._before_image + self._template(placeholder) + self._after_image + said + self._after
 
+    def question(self, placeholder: str, words: str) -> list[int]:
+        """Ids of a picture and a question to a generative backbone, without "Instruction: "."""
+        return self._before_image + self._template(placeholder) + self._after_image + self._words(words) + self._after
+
     def _template(self, text: str, first: bool = False) -> list[int]:
         """Ids of a piece of template; the first piece begins as the tokenizer begins a text (LLaVA-NeXT: with <s>), but not twice."""
         begun = text.startswith(self.tokenizer.bos_token or "\0")
         return self.tokenizer(text, add_special_tokens=first and not begun)["input_ids"]
 
     def _words(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return plain_ids(self.tokenizer, text)
+
+
+def plain_ids(tokenizer, text: str) -> list[int]:
+    """Ids of a user's words: none of a special token, nor of an added one of the form <…> (Qwen2.5's <tool_call> is not special)."""
+    parts = [text]  # cut within the added ones, which nothing then matches
+    for mark in tokenizer.get_added_vocab() if "<" in text else ():
+        if mark[0] == "<" and mark[-1] == ">" and mark in text and mark not in tokenizer.all_special_tokens:
+            parts = [piece for part in parts for piece in re.split(f"(?<=<)(?={re.escape(mark[1:])})", part)]
+    return [i for part in parts for i in tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]]

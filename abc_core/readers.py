@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abc_core.data import Pictures, Skipped, expect, field_of, read_json, usable
+from abc_core.data import NO_TEXT, Pictures, Skipped, expect, field_of, read_json, usable
 from abc_core.genome import GenomeImage, Region, read_genome
 from abc_core.pairs import Pair, read_pairs
 from abc_core.tasks import Task
@@ -43,9 +43,9 @@ def read_karpathy(path: Path, split: str = "test", sentences: int = 5) -> tuple[
         if entry["split"] != split:
             continue
         said = [field_of(s, "raw", str, where) for s in field_of(entry, "sentences", list, where)[:sentences]]
-        captions = [raw for raw in said if raw.strip()]
-        for raw in (raw for raw in said if not raw.strip()):
-            skipped.leave_out("empty sentence", path, row, raw)
+        captions = [raw for raw in said if raw.strip() and not NO_TEXT.search(raw)]
+        for raw in (raw for raw in said if raw not in captions):
+            skipped.leave_out("sentence that is not Unicode" if raw.strip() else "empty sentence", path, row, raw)
         name = field_of(entry, "filename", str, where)
         relative = f"{field_of(entry, 'filepath', str, where)}/{name}" if "filepath" in entry else beside + name
         if usable(pictures, " ".join(captions), relative, skipped, path, row):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from abc_core.data import field_of, normalise, shorten
+from abc_core.data import NO_TEXT, field_of, normalise, shorten
 
 # --- 1. questions and answers -----------------------------------------------------------------------------------------------------
 
@@ -52,10 +52,13 @@ def read_answers(path: Path) -> tuple[dict[str, Answer], bytes]:
         where = f"{path} row {row}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({error}): {shorten(line)}") from error
         key, tokens = field_of(entry, "key", str, where), field_of(entry, "tokens", list, where)
-        answers[key] = Answer(entry.get("answer"), entry.get("refusal"), tuple(tokens))
+        said = entry.get("answer"), entry.get("refusal")
+        if [type(n) for n in tokens] != [int, int] or not all(isinstance(text, str | None) for text in said):
+            raise ValueError(f"{where}: a text or nothing, and two numbers of tokens, were expected: {shorten(entry)}")
+        answers[key] = Answer(*said, tuple(tokens))
     return answers, torn
 
 
@@ -106,7 +109,7 @@ class AnswerCache(dict):
 
 RULES = {
     "refusal": "the server says so, or the answer begins as refusals do (`REFUSALS`)",
-    "empty": "the answer has no letter and no digit",
+    "empty": "the answer has no letter and no digit, or halves of characters, which are no text",
     "repeats the caption": "its words are the caption's, or, if the caption has three words or more, hold them all in a row",
 }
 REFUSALS = ("sorry", "i'm sorry", "i am sorry", "i can't", "i cannot", "i can not", "i'm unable", "i am unable", "i'm not able",
@@ -130,7 +133,7 @@ def judge(answer: Answer, caption: str) -> str | None:
     text = instruction_of(answer)
     if answer.refusal or normalise(text).casefold().replace("’", "'").startswith(REFUSALS):
         return "refusal"
-    if not any(c.isalnum() for c in text):
+    if not any(c.isalnum() for c in text) or NO_TEXT.search(text):
         return "empty"
     said, known = _words(text), _words(caption)
     within = len(known) >= 3 and f" {' '.join(known)} " in f" {' '.join(said)} "

@@ -10,7 +10,7 @@ Steps of `fill`: (1) make the files, if the disk has room for them; (2) every pr
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +93,17 @@ def tiles(count: int, size: int) -> list[slice]:
     return [slice(k, min(k + size, count)) for k in range(0, count, size)]
 
 
+def timed(items: Iterable, count: int, what: str, report: Callable | None) -> Iterator:
+    """The `count` items, with a line to `report` every ten seconds: how many of `what` are done, and how long the others take."""
+    started = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and report is not None and now - said >= PAUSE:
+            said = now
+            report(f"{done:,} of {count:,} {what} · {spell((now - started) / done * (count - done))} left")
+        yield item
+
+
 def spell(seconds: float) -> str:
     """A duration for people: 45 s, 12 min, 3.4 h."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
@@ -116,9 +127,15 @@ def _start(path: Path) -> int:
 def _make_files(path: Path, count: int, row: np.dtype) -> None:
     """Make both files, or check those that are there; the record comes last, so a file without one is made anew."""
     if path.exists() and _record(path).exists():
-        there = np.load(path, mmap_mode="r")
+        try:
+            there, marks = np.load(path, mmap_mode="r"), np.fromfile(_record(path), dtype=np.uint8)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}. Delete it to begin anew") from error
         if there.shape != (count, *row.shape) or there.dtype != row.base:
             raise ValueError(f"{path} holds {there.dtype}{list(there.shape)}; {count} rows of {row} are wanted. Delete it to begin anew")
+        if len(marks) != count or marks.max(initial=0) > BLANK:
+            found = f"{len(marks)} marks of {count} rows, up to {marks.max(initial=0)}"
+            raise ValueError(f"{_record(path)} is damaged: {found}. Delete it to begin anew")
         return
     check_room({path: count * row.itemsize, _record(path): count})
     _record(path).unlink(missing_ok=True)  # of a file that was deleted

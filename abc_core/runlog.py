@@ -50,12 +50,17 @@ class Run:
     def rows(self) -> list[dict]:
         """All whole rows; ValueError names the file and the row of a broken one before the last."""
         path = self.folder / "metrics.jsonl"
-        *whole, _torn = (path.read_text() if path.exists() else "").split("\n")
-        try:
-            return [json.loads(line) for line in whole]
-        except ValueError as error:
-            broken = next(n for n, line in enumerate(whole) if not _is_json(line))
-            raise ValueError(f"{path} row {broken} is not JSON: {whole[broken][:100]!r}") from error
+        *whole, _torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        rows = []
+        for n, line in enumerate(whole):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} row {n} is not JSON, or no object: {line[:100]!r}")
+            rows.append(row)
+        return rows
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose "step" is `step` or later, and a torn last row, before a run goes on from `step`."""
@@ -97,7 +102,7 @@ def open_run(kind: str, config: Any, inputs: Mapping[str, str], lock: bool = Tru
     if run.finished or not lock:
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
-    _lock(run.folder)
+    hold(run.folder)
     if not (run.folder / "provenance.json").exists():
         _replace(run.folder / "params.yaml", yaml.safe_dump(params, sort_keys=False))
         _replace(run.folder / "provenance.json", json.dumps(provenance(params), indent=1) + "\n")
@@ -147,8 +152,8 @@ def fingerprint(*parts: Path | str) -> str:
 # --- files --------------------------------------------------------------------------------------------------------------------
 
 
-def _lock(folder: Path) -> None:
-    """Lock a run folder for this process."""
+def hold(folder: Path) -> None:
+    """Lock a run folder for this process, until `Run.release`; RuntimeError names the process that holds it."""
     key = (os.getpid(), folder)
     if key in _locks:
         return
@@ -184,14 +189,6 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     _write(partial, text, "w")
     partial.rename(path)
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 # --- from one notebook to the next ----------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _members(path: Path, skipped: Skipped) -> Iterator[tuple[str, int, int, str 
                     skipped.leave_out("path leaves the folder", path, number, name)
                 elif not name.isprintable():
                     skipped.leave_out("name that cannot be printed", path, number, name)
-                elif offset + size > length:
+                elif size < 0 or offset + size > length:
                     return skipped.leave_out(BROKEN, path, number, name)
                 elif name.lower().endswith("." + CAPTION):
                     file.seek(offset)
@@ -113,7 +113,7 @@ def _members(path: Path, skipped: Skipped) -> Iterator[tuple[str, int, int, str 
             file.seek(tar.offset)
             if file.read(512) != bytes(512):  # an archive ends in zeros; `next` takes whatever is no header for its end
                 skipped.leave_out(BROKEN, path, number + 1, "no end")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, RecursionError) as error:  # headers of headers without end
         skipped.leave_out(BROKEN, path, number + 1, str(error))
 
 

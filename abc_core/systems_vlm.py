@@ -13,6 +13,7 @@ from abc_core import checkpoint, runlog
 from abc_core.backbone import load_backbone, set_visual_tokens
 from abc_core.data import open_image
 from abc_core.model import Embedder
+from abc_core.prompts import plain_ids
 from abc_core.systems_dual import safetensors_in
 
 QWEN = "<|vision_start|>{image}<|vision_end|>"
@@ -79,8 +80,8 @@ class Templates:
         if not any(token in words for token in self._special):
             return self.tokenizer(template.replace("{text}", words))["input_ids"]
         before, after = template.split("{text}")
-        said = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return self.tokenizer(before)["input_ids"] + said + self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        after = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(before)["input_ids"] + plain_ids(self.tokenizer, words) + after
 
 
 class VLMSystem:

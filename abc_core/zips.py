@@ -26,7 +26,7 @@ class Zipped:
         try:
             with ZipFile(self.path) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        except BadZipFile as error:
+        except (BadZipFile, NotImplementedError, LookupError, ValueError) as error:  # made up entries come as any of these
             raise ValueError(f"{self.path} is not a whole zip file: {error}") from error
         for entry in entries:
             if entry.flag_bits & 1 or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
@@ -46,8 +46,8 @@ class Zipped:
             return None
         entry = self._entries.get(relative) or self._entries[_TOP + relative]
         with self.path.open("rb") as file:
-            file.seek(entry.header_offset)
-            header = file.read(_HEADER)
+            file.seek(max(0, entry.header_offset))
+            header = file.read(_HEADER) if entry.header_offset >= 0 else b""
         if len(header) < _HEADER or header[:4] != b"PK\x03\x04":
             raise ValueError(f"{self.path}/{entry.filename} has no header at byte {entry.header_offset}")
         name, extra = struct.unpack("<HH", header[26:])  # lengths, which need not be those of the directory

@@ -149,6 +149,14 @@ def test_a_saved_backbone_loads_causal_in_float32_with_the_same_weights(family, 
     assert type(processor) is type(tiny.build(family)[1])
 
 
+def test_a_small_backbone_loads_without_a_bar_of_progress_and_leaves_bars_on(tmp_path, capsys):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    load_backbone(tiny.save("qwen2_vl", tmp_path))
+    assert "Loading weights" not in capsys.readouterr().err and logging.is_progress_bar_enabled()
+
+
 @pytest.mark.parametrize("family", ["llama", "mystery"])
 def test_an_unknown_family_is_refused_by_name(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))

@@ -5,7 +5,7 @@ import pytest
 from genome_folder import make
 from lying_server import LyingServer, cuts, honest, refuses, says, sends
 
-from abc_core import benchmark, ctrlbench, evaluate, held_out
+from abc_core import baselines, benchmark, ctrlbench, evaluate, held_out
 from abc_core.ask import Server
 from abc_core.config import InstructConfig
 from abc_core.genome import read_genome
@@ -75,7 +75,7 @@ def test_a_folder_becomes_a_benchmark_and_training_data_that_add_up_whatever_the
     assert ctrlbench.compare_with_training(bench, rows)["shared_with_training"] == {"images": 0, "captions": 0, "instructions": 0}
     task = ctrlbench.task(ctrlbench.load(bench))
     assert len(task.texts) == 100 and not {held_out.comparable(c) for c in task.candidates} & {held_out.comparable(r.caption) for r in rows}
-    assert evaluate.recall(ctrlbench.chance(100, 100, 0), 1) < 10
+    assert evaluate.recall(baselines.random_ranks(100, 100, 0), 1) < 10
 
     # once more, with a server that would refuse everything: nothing is asked
     with LyingServer({None: [refuses(500)] * 99}) as server:

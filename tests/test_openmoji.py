@@ -19,7 +19,7 @@ from abc_core.readers import read_genome, read_karpathy, read_pairs
 
 SMALL = World(glyphs=60)
 PICTURES = 32  # eight scenes of pairs, each with its twins
-TRAINED, HELD = ("backbone", "cc", "cc_val", "vg"), ("backbone_test", "cc_ood", "vg_test", "retrieval", "mmeb")
+TRAINED, HELD = ("backbone", "cc", "cc_val", "vg"), ("backbone_test", "cc_ood", "vg_test", "retrieval", "low_pixel", "high_pixel", "mmeb")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_another_seed_number_or_world_is_another_folder(tmp_path):
 
 
 def test_an_interrupted_part_is_never_taken_for_a_finished_one(tmp_path, monkeypatch):
-    def stops(path, count, world):
+    def stops(path, count, world, report=None):
         (path / "junk").write_text("half a part")
         raise KeyboardInterrupt
 
@@ -304,8 +304,9 @@ def test_readers_read_every_part_with_nothing_skipped(parts):
         assert len(images) == PICTURES and not skipped.counts and not skipped.odd
         options, skipped = read_instructions(parts[part] / "instructions.jsonl")
         assert not skipped.counts and {key[0] for key in options} == {image.image_id for image in images}
-    records, skipped = read_karpathy(parts["retrieval"] / "dataset_openmoji.json")
-    assert len(records) == PICTURES and not skipped.counts and all(len(captions) == 5 for _, captions in records)
+    for part in ("retrieval", "low_pixel", "high_pixel"):
+        records, skipped = read_karpathy(parts[part] / "dataset_openmoji.json")
+        assert len(records) == PICTURES and not skipped.counts and all(len(captions) == 5 for _, captions in records)
     for part in ("backbone", "backbone_test"):
         lessons = Lessons(parts[part], processor=None)
         assert len(lessons.records) == PICTURES

@@ -142,7 +142,7 @@ def test_each_question_of_a_row_has_the_tokens_positions_and_logits_of_its_own_c
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], **pixels).logits
         shared = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **pixels).logits  # each sees those before it
-        prefix, at = len(lessons.ids(prompts.BEFORE_IMAGE)), []
+        prefix, at = len(lessons.ids(prompts.BEFORE_IMAGE, True)), []
         prefix += int((batch["input_ids"][0] == model.config.image_token_id).sum()) + 1
         for row, chosen in ((0, turns), (1, turns[:1])):
             start = prefix

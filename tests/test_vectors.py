@@ -167,3 +167,11 @@ def test_a_disk_without_room_is_refused_with_the_figures_before_anything_is_made
         embed_to_file(tmp_path / "c.npy", pytest.fail, range(1_000_000), 1000)
     assert not list(tmp_path.iterdir())
     assert np.array_equal(embed_to_file(tmp_path / "c.npy", embed, ITEMS, 3), embed(ITEMS))
+
+
+def test_what_takes_long_says_every_ten_seconds_what_is_left(monkeypatch):
+    clock, said = iter(range(0, 1000, 4)), []  # four seconds an item
+    monkeypatch.setattr(resumable, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert list(resumable.timed("abcdefgh", 8, "letters", said.append)) == list("abcdefgh")
+    assert said == ["2 of 8 letters · 36 s left", "5 of 8 letters · 14 s left"]
+    assert list(resumable.timed("ab", 2, "letters", None)) == ["a", "b"]

@@ -17,6 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# Source -> (least distance of two sprites, distance within a family). Thousands of glyphs have many doubles, to be left out. Somebody chose
+# and named the pictures of a folder, so there no more than copies go; a hammer and a wrench before nothing are only 11 apart.
+DISTANCES = {"openmoji": (26.0, 28.5), "folder": (6.0, 8.0)}
 SIDE = 128  # px; glyphs are drawn once at this size and scaled down into scenes
 ATTRIBUTION = "Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0. Names: Unicode CLDR, through the emoji package."
 
@@ -52,17 +55,22 @@ class Glyph:
     family: str
 
 
-def load_glyphs(count: int = 300, source: Path | None = None, min_distance: float = 26.0, family_distance: float = 28.5) -> list[Glyph]:
+def load_glyphs(
+    count: int = 300, source: Path | None = None, min_distance: float | None = None, family_distance: float | None = None
+) -> list[Glyph]:
     """The first `count` distinct sprites of a source, in an order fixed by their names alone.
 
     Args:
         count: how many are wanted.
         source: folder of `name of the thing.png` pictures; None means OpenMoji.
-        min_distance: smallest root-mean-square difference (0–255) at 24 px between two kept sprites.
+        min_distance: smallest root-mean-square difference (0–255) at 24 px between two kept sprites; None: that of `DISTANCES`.
         family_distance: a sprite closer than this to an earlier one joins its family: they are hard to tell apart and share every split.
+            None: that of `DISTANCES`.
     Raises:
         ValueError: when the source has fewer distinct sprites than `count`.
     """
+    usual = DISTANCES["folder" if source else "openmoji"]
+    min_distance, family_distance = (given if given is not None else own for given, own in zip((min_distance, family_distance), usual))
     candidates = _folder(source) if source else _openmoji()
     kept, thumbs = [], []
     for name, load in sorted(candidates, key=lambda c: hashlib.sha256(c[0].encode()).hexdigest()):

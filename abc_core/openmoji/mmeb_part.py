@@ -31,7 +31,7 @@ LABELS = 200  # objects of a world that are labels at most
 CLASSIFY = "Represent the given image for classification"
 
 
-def write(path: Path, count: int, world) -> None:
+def write(path: Path, count: int, world, report=None) -> None:
     """Write all sets of `count` pictures together: a quarter each single cards, unfamiliar ones, small scenes and full scenes.
 
     Raises:
@@ -61,7 +61,7 @@ def write(path: Path, count: int, world) -> None:
     cards = [f"{colour} {shape}" for colour in words.COLOURS for shape in words.SHAPES]
     offered = dict.fromkeys(CLASSIFICATION, labels) | {"Cards": cards} | _ask(answers["Scenes"], pictures["Scenes"], rng)
     for name, scenes in pictures.items():
-        drawing._paint(path, scenes, world, f"images/{name}/{{:06d}}.jpg")
+        drawing._paint(path, scenes, world, f"images/{name}/{{:06d}}.jpg", report)
     rows = [(f"{name}/{k:06d}.jpg", said) for name, per_picture in answers.items() for k, said in enumerate(per_picture)]
     for name, candidates in offered.items():
         _write_set(path / name, [(image, *said[name]) for image, said in rows if name in said], candidates, rng)

@@ -74,6 +74,12 @@ def resample_meanings(scene: Scene, rng: np.random.Generator, pool: list[Meaning
     return replace(scene, cards=cards, seed=int(rng.integers(2**31)))
 
 
+def enlarge(scene: Scene, times: int) -> Scene:
+    """The same scene with every length, in pixels, so many times as long: more pixels, and nothing more to see."""
+    cards = tuple(replace(c, box=tuple(times * v for v in c.box)) for c in scene.cards)
+    return replace(scene, width=times * scene.width, height=times * scene.height, cards=cards)
+
+
 def draw(scene: Scene, sprites: dict[str, np.ndarray]) -> Image.Image:
     """Paint a scene: background, then each card with its shadow and glyph. RGB, scene.width × scene.height."""
     rng = np.random.default_rng(scene.seed)

@@ -8,6 +8,7 @@ cc_val/ cc_ood/ the same: new scenes · held-out meanings in another look   vali
 vg/             Visual Genome regions + instructions.jsonl     stage 2 (training meanings, trained wordings)
 vg_test/        the same, held-out meanings and wordings       CtrlBench; also with instructions_trained.jsonl
 retrieval/      Karpathy JSON, held-out meanings               image ↔ text retrieval
+low_pixel/ high_pixel/ the same: single cards · full scenes at twice the size   accuracy by resolution
 mmeb/           MMEB Parquet files, held-out meanings          zero-shot classification and VQA (`mmeb_part`)
 
 The pairs of cc, cc_val and cc_ood come in fours, a scene and its twins (`_with_twins`).
@@ -32,7 +33,7 @@ from abc_core import paths
 from abc_core.openmoji import words
 from abc_core.openmoji.glyphs import ATTRIBUTION, load_glyphs
 from abc_core.openmoji.questions import REGION_KINDS, questions
-from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, regions, resample_meanings, sample_scene
+from abc_core.openmoji.scene import LOOKS, OOD_LOOKS, Meaning, Scene, draw, enlarge, regions, resample_meanings, sample_scene
 from abc_core.runlog import fingerprint
 
 VERSION = 6  # part of the fingerprint; raise it when a drawing or a wording changes
@@ -169,7 +170,7 @@ def draw_part(root: Path, part: str, count: int, world: World = World(), report=
     unfinished = folder.with_name(folder.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    PARTS[part](unfinished, count, world)
+    PARTS[part](unfinished, count, world, report=report)
     (unfinished / "ATTRIBUTION.txt").write_text(credit + "\n")
     (unfinished / "world.json").write_text(json.dumps(facts, indent=1))
     unfinished.rename(folder)
@@ -195,35 +196,35 @@ PHOTO = {SINGLE: 0.4, SMALL_GRIDS: 0.4, FULL_GRIDS: 0.2}
 FULL = {FULL_GRIDS: 1.0}
 
 
-def _conversations(path: Path, count: int, world: World, mix: dict, held_out: bool) -> None:
+def _conversations(path: Path, count: int, world: World, mix: dict, held_out: bool, report=None) -> None:
     rng, pool = _stream(world, path), pools(world)
     scenes = list(_scenes(rng, pool.held_out if held_out else pool.train, count, mix))
-    _paint(path, scenes, world, "images/{:06d}.jpg")
+    _paint(path, scenes, world, "images/{:06d}.jpg", report)
     _lines(path / "conversations.jsonl", (_conversation(i, s, rng, held_out) for i, s in enumerate(scenes)))
 
 
-def _pairs(path: Path, count: int, world: World, looks: dict, held_out: bool) -> None:
+def _pairs(path: Path, count: int, world: World, looks: dict, held_out: bool, report=None) -> None:
     rng, pool = _stream(world, path), pools(world)
     meanings = pool.held_out if held_out else pool.train
     drawn = list(islice(_with_twins(rng, _scenes(rng, meanings, count, PHOTO, tuple(looks)), meanings), count))
-    _paint(path, [scene for scene, _ in drawn], world, "images/{:06d}.jpg")
+    _paint(path, [scene for scene, _ in drawn], world, "images/{:06d}.jpg", report)
     claims = [[scene.cards[i].meaning for i in named] for scene, named in drawn]
     captions = [_caption(m, words.own_number(m), [None] * len(m)) for m in claims]
     (path / "Train_GCC-training.tsv").write_text("".join(f"{c}\timages/{i:06d}.jpg\n" for i, c in enumerate(captions)))
     _lines(path / "truth.jsonl", ({"shows": _meanings(scene), "claims": m} for (scene, _), m in zip(drawn, claims)))
 
 
-def _regions(path: Path, count: int, world: World, held_out: bool) -> None:
+def _regions(path: Path, count: int, world: World, held_out: bool, report=None) -> None:
     rng, pool = _stream(world, path), pools(world)
     scenes = list(_dealt(rng, pool.held_out, count) if held_out else _scenes(rng, pool.train, count, FULL))
-    _paint(path, scenes, world, "VG_100K/{}.jpg")
+    _paint(path, scenes, world, "VG_100K/{}.jpg", report)
     _genome(path, scenes, rng, held_out)
 
 
-def _retrieval(path: Path, count: int, world: World) -> None:
+def _retrieval(path: Path, count: int, world: World, mix: dict = PHOTO, times: int = 1, report=None) -> None:
     rng, pool = _stream(world, path), pools(world)
-    scenes = list(_scenes(rng, pool.held_out, count, PHOTO))
-    _paint(path, scenes, world, "images/{:06d}.jpg")
+    scenes = [enlarge(scene, times) for scene in _scenes(rng, pool.held_out, count, mix)]
+    _paint(path, scenes, world, "images/{:06d}.jpg", report)
     claims = [[[scene.cards[i].meaning for i in _some_cards(scene, rng)] for _ in range(5)] for scene in scenes]
     captions = [[_caption(m, int(rng.integers(2**16)), rng.integers(2**16, size=len(m)).tolist()) for m in five] for five in claims]
     images = [_karpathy(i, c) for i, c in enumerate(captions)]
@@ -231,13 +232,13 @@ def _retrieval(path: Path, count: int, world: World) -> None:
     _lines(path / "truth.jsonl", ({"shows": _meanings(s), "claims": five} for s, five in zip(scenes, claims)))
 
 
-def _mmeb(path: Path, count: int, world: World) -> None:
+def _mmeb(path: Path, count: int, world: World, report=None) -> None:
     from abc_core.openmoji import mmeb_part  # which draws with this module's functions
 
-    mmeb_part.write(path, count, world)
+    mmeb_part.write(path, count, world, report)
 
 
-# Part -> function(path, count, world) that writes it; the table in the module's docstring says what each is for.
+# Part -> function(path, count, world, report=None) that writes it; the table in the module's docstring says what each is for.
 PARTS = {
     "backbone": partial(_conversations, mix=LESSON, held_out=False),
     "backbone_test": partial(_conversations, mix=FULL, held_out=True),
@@ -247,6 +248,8 @@ PARTS = {
     "vg": partial(_regions, held_out=False),
     "vg_test": partial(_regions, held_out=True),
     "retrieval": _retrieval,
+    "low_pixel": partial(_retrieval, mix={SINGLE: 1.0}),
+    "high_pixel": partial(_retrieval, mix=FULL, times=2),
     "mmeb": _mmeb,
 }
 
@@ -257,13 +260,15 @@ def _stream(world: World, path: Path) -> np.random.Generator:
     return np.random.default_rng([world.seed, int(hashlib.sha256(part.encode()).hexdigest()[:8], 16)])
 
 
-def _paint(path: Path, scenes: list[Scene], world: World, pattern: str) -> None:
+def _paint(path: Path, scenes: list[Scene], world: World, pattern: str, report=None) -> None:
     """Draw and save all pictures, two processes at a time; image k gets the number k (Visual Genome: k + 1)."""
+    from abc_core.resumable import timed  # brings torch, which a drawn picture does not need
+
     first = 1 if "VG" in pattern else 0
     (path / pattern).parent.mkdir(parents=True, exist_ok=True)
     jobs = [(scene, str(path / pattern.format(k + first)), world) for k, scene in enumerate(scenes)]
     with ProcessPoolExecutor(2) as pool:
-        for _ in pool.map(_paint_one, jobs, chunksize=64):
+        for _ in timed(pool.map(_paint_one, jobs, chunksize=64), len(jobs), "pictures", report):
             pass
 
 
