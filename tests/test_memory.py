@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -78,10 +79,10 @@ def test_the_plan_is_within_15_per_cent_of_a_real_steps_peak(options, least):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """Plans of the shipped model by what was asked for."""
+def asked():
+    """Plans of the shipped model to be made, by what they are for."""
     shapes, base = Shapes(16, 8, 8), dict(queries=8, negatives=3)
-    asked = {
+    options_of = {
         "plain": {},
         "checkpointed": {"activation_checkpointing": True},
         "chunked": {"chunk": 2},
@@ -90,11 +91,21 @@ def tiny():
     }
     backbone = backbone_config(paths.ROOT / "assets/backbone")
     plans = {}
-    for name, options in asked.items():
+    for name, options in options_of.items():
         of_plan = {k: options.pop(k) for k in ("processes", "weights") if k in options}
-        plans[name] = plan(PretrainConfig(**base, **options), backbone, shapes=shapes, **of_plan)
-    plans["stage 2"] = plan(InstructConfig(images=8), backbone, shapes=shapes)
-    return plans
+        plans[name] = partial(plan, PretrainConfig(**base, **options), backbone, shapes=shapes, **of_plan)
+    return plans | {"stage 2": partial(plan, InstructConfig(images=8), backbone, shapes=shapes)}
+
+
+@pytest.fixture(scope="module")
+def tiny(asked):
+    """The plans, with all layers run."""
+    return {name: make(few=None) for name, make in asked.items()}
+
+
+@pytest.mark.parametrize("name", ["checkpointed", "chunked", "stage 2"])
+def test_a_plan_from_a_few_layers_is_that_of_all_layers_to_the_byte(asked, tiny, name):
+    assert asked[name](few=2) == tiny[name]
 
 
 def test_the_peak_is_the_sum_of_its_parts_and_leaves_out_the_logits_that_nobody_computes(tiny):
@@ -113,6 +124,15 @@ def test_whatever_saves_memory_is_planned_to_save_it_and_in_the_right_part(tiny)
     assert tiny["bfloat16"]["weights"] < 0.9 * plain["weights"]
     assert tiny["chunked"]["cached_embeddings"] == 2 * 4 * (8 + 32) * 256 > plain["cached_embeddings"] == 0
     assert tiny["stage 2"]["optimizer"] < plain["optimizer"] / 5
+
+
+def test_a_peak_that_moves_with_the_number_of_layers_is_found():
+    def run(layers):  # the second phase is the fuller one for a few layers, the first one for many
+        return {"a": {"activations": 10 * layers[0] + layers[1]}, "b": {"activations": 50 + layers[0], "weights": 3 * layers[1]}}
+
+    for layers in ((4, 4), (30, 20), (3, 3)):
+        grown = memory._extended(run, layers, few=2)
+        assert {name: {k: v for k, v in parts.items() if v} for name, parts in grown.items()} == run(layers)
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_its_figures():
