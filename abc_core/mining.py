@@ -133,8 +133,9 @@ def plan(queries: int, candidates: int, width: int, config, processes: int = 1, 
 
     **Caveat:** the time is that of the search: the model has to embed both sides before, and that is not in it.
     """
-    n, m = min(config.tile, queries), min(config.tile, candidates)
-    queries_and_scores, candidates_or_masks, pool = 8 * n * (width + m), max(12 * max(n, m) * width, 3 * n * m), 100 * n * config.pool
+    n, m, wide = (min(size, count) for size, count in ((config.tile, queries), (config.tile, candidates), (2 * config.tile, candidates)))
+    queries_and_scores, candidates_or_masks = n * (16 * width + 8 * m), max(14 * wide * width, 8 * n * m)
+    pool = 100 * n * config.pool
     if speed is None:
         speed = _measured_speed(candidates, width, config, device) / (processes if device == "cpu" else 1)
     return Plan(
@@ -186,7 +187,7 @@ def _miner(q, c, positives, caption_ids, config, first_query: int, device: str) 
     def rows(part: slice) -> np.ndarray:
         q_emb, own = read(q, part, "query", device), positives[part]
         own_ids = said[torch.tensor(own, device=device)]
-        positive = torch.einsum("nd,nd->n", q_emb, read(c, own, "candidate", device)).float()
+        positive = torch.einsum("nd,nd->n", q_emb.double(), read(c, own, "candidate", device).double()).float()
         unreadable = ~q_emb.any(1)
         limit = threshold(positive, config.epsilon).masked_fill(unreadable, -torch.inf)
         allowed = lambda row, column: stands[column] & (said[column] != own_ids[row])  # noqa: E731
@@ -262,8 +263,8 @@ def similarities(q, c, indices, tile: int = 256) -> np.ndarray:
     parts = []
     for rows in tiles(len(q), tile):
         named = np.asarray(indices[rows])
-        found = read(c, np.maximum(named, 0).ravel(), "candidate", "cpu").view(*named.shape, -1)  # n, K, D
-        scores = torch.einsum("nd,nkd->nk", read(q, rows, "query", "cpu"), found).float().numpy()
+        found = read(c, np.maximum(named, 0).ravel(), "candidate", "cpu").double().view(*named.shape, -1)  # n, K, D
+        scores = torch.einsum("nd,nkd->nk", read(q, rows, "query", "cpu").double(), found).float().numpy()
         parts.append(np.where(named >= 0, scores, np.float32(np.nan)))
     return np.concatenate(parts)
 

@@ -4,9 +4,13 @@ A score is the same bits whatever the tiles, shards, threads and device: entries
 is a multiple of 2⁻⁵², and for unit vectors every sum of those, in whatever order, is exact in float64. That moves a score by about 6e-9,
 less than the float32 that it becomes resolves from 0.1 on. Equal scores rank by the lower column.
 
-Steps, for one tile of queries: (1) `read` a tile of candidates; (2) all scores; those above the worst of the pool so far and below the
-limit are few once the pool is full; (3) they join the pool as integers that sort like (score, lower column first).
+Steps, for one tile of queries: (1) `read` a tile of candidates; (2) a rough product, in bfloat16 where the CPU multiplies it and in float32
+elsewhere, whose error has a bound (`_near`): pairs that may lie above the worst of the pool so far and below the limit are few once the
+pool is full, and only they are multiplied in float64 (`_products`); where they are many, all are (`_dense`); (3) they join the pool as
+integers that sort like (score, lower column first).
 """
+
+import warnings
 
 import numpy as np
 import torch
@@ -14,50 +18,146 @@ import torch
 NOTHING = torch.iinfo(torch.int64).min  # a key below every other
 LOW = 2**32 - 1  # the lower half of a key
 STEP = 2.0**26
+FEW = 8  # one pair in so many is worth its own product in float64
 
 
 def read(array, rows, what: str, device: str) -> torch.Tensor:
-    """float64[n, D] of some rows of a float[N, D] array, in multiples of 2⁻²⁶; ValueError names a row that is not finite."""
-    tile = torch.from_numpy(np.array(array[rows])).to(device).double()
-    bad = ~tile.sum(1).isfinite()
+    """float[n, D] of some rows of a float[N, D] array, in multiples of 2⁻²⁶, which float32 holds if the array does; else float64.
+
+    ValueError names a row that is not finite.
+    """
+    tile = torch.from_numpy(np.array(array[rows])).to(device)
+    tile = tile if tile.dtype == torch.float32 else tile.double()
+    bad = ~tile.mul_(STEP).sum(1).isfinite()
     if bad.any():
         row = int(bad.nonzero()[0, 0])
         raise ValueError(f"the embedding of {what} {row + rows.start if isinstance(rows, slice) else rows[row]} is not finite")
-    return tile.mul_(STEP).round_().div_(STEP)
+    return tile.round_().div_(STEP)
 
 
 def search(q_emb: torch.Tensor, c, limit: torch.Tensor, allowed, pool: int, tile: int) -> torch.Tensor:
     """int64[n, pool] keys of the best candidates of n queries, best first; see `decode`.
 
     Args:
-        q_emb: float64[n, D], as `read` gives them.
+        q_emb: float[n, D], as `read` gives them.
         c: float[M, D], array or memory map.
         limit: float32[n], the highest score that a candidate may have; −inf: none may.
         allowed: (rows int64[S] of q_emb, columns int64[S] of c) -> bool[S], which pairs may be taken.
     """
-    n, device = len(q_emb), q_emb.device
-    best, memory = torch.full((n, pool), NOTHING, device=device), torch.empty(n * min(tile, len(c)), dtype=torch.float64, device=device)
-    above = limit.nextafter(torch.full_like(limit, torch.inf)).double()[:, None]  # what rounds to the limit lies below
-    for columns in _steps(len(c), pool, tile):
-        size = columns.stop - columns.start
-        scores = torch.mm(q_emb, read(c, columns, "candidate", device).T, out=memory[: n * size].view(n, size))
-        worst = decode(best[:, -1:])[1].nan_to_num(nan=-torch.inf).double()  # a later candidate of the same score ranks behind
-        place = _true_places((scores > worst) & (scores < above))  # S, row by row
-        row, column, found = place // size, place % size + columns.start, scores.view(-1)[place].float()
-        kept = (found <= limit[row]) & allowed(row, column)
-        row, keys = row[kept], _encode(found[kept], column[kept])
-        if len(row):
-            counts = torch.bincount(row, minlength=n)
-            place = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
-            fresh = torch.full((n, int(counts.max())), NOTHING, device=device)
-            fresh[row, place] = keys
-            best = _largest(torch.cat([best, fresh], 1), pool)
+    n, device, rough = len(q_emb), q_emb.device, rough_type(q_emb.device)
+    best, exact, begun = torch.full((n, pool), NOTHING, device=device), q_emb.double(), 0
+    rounded = None if rough is None else _rounded(q_emb, rough)
+    memory = torch.empty(n * min(tile, len(c)), dtype=torch.float64, device=device)  # for products, rough or exact
+
+    def joined(columns: slice, guessed: int = 0) -> torch.Tensor | None:
+        c_emb, worst = read(c, columns, "candidate", device), _worst(best)  # a later candidate of the same score ranks behind
+        near = None if rough is None else _near(rounded, _rounded(c_emb, rough), worst, limit, memory.view(rough), guessed)
+        if guessed and near is None:
+            return None
+        row, column, found = _dense(exact, c_emb, worst, limit, memory) if near is None else _products(exact, c_emb, *near[:2])
+        kept = (found > worst[row]) & (found <= limit[row])
+        row, column, found = row[kept], column[kept] + columns.start, found[kept]
+        kept = allowed(row, column)
+        fresh = _join(best, row[kept], _encode(found[kept], column[kept]))
+        return None if guessed and (_worst(fresh) < near[2]).any() else fresh
+
+    columns = slice(0, min(2 * tile, len(c)))
+    if rough is not None and columns.stop > 8 * pool:
+        fresh = joined(columns, pool + pool // 2)
+        best, begun = (best, 0) if fresh is None else (fresh, columns.stop)
+    for columns in _steps(begun, len(c), pool, tile if rough is None else 2 * tile):
+        best = joined(columns)
     return best
 
 
-def _steps(count: int, pool: int, tile: int):
+def _join(best: torch.Tensor, row: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """int64[n, pool]: the best of the pool and of new keys int64[S], which belong to rows, row by row."""
+    if not len(row):
+        return best
+    counts = torch.bincount(row, minlength=len(best))
+    place = torch.arange(len(row), device=best.device) - (counts.cumsum(0) - counts)[row]
+    fresh = torch.full((len(best), int(counts.max())), NOTHING, device=best.device)
+    fresh[row, place] = keys
+    return _largest(torch.cat([best, fresh], 1), best.shape[1])
+
+
+def _worst(best: torch.Tensor) -> torch.Tensor:
+    """float32[n]: the lowest score of each pool, −inf while it is not full."""
+    return decode(best[:, -1:])[1][:, 0].nan_to_num(nan=-torch.inf)
+
+
+def rough_type(device: torch.device) -> torch.dtype | None:
+    """What the first, rough product is computed in; None: there is none, as on GPUs, whose sums in bfloat16 have no such bound."""
+    if device.type != "cpu" or not torch.backends.mkl.is_available():  # which `torch.sparse.sampled_addmm` needs
+        return None
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def _near(queries, candidates, worst, limit, memory, guessed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """(rows int64[S], columns int64[S], float32[n]) of all pairs whose score may lie above `worst` and not above `limit`; None: of many.
+
+    With `guessed`, of the so many highest rough scores of each row alone: what is left out lies below the third value, and a pool whose
+    worst does too has to be searched again.
+
+    With q', c' the rough vectors, |q·c − q'·c'| ≤ |q − q'|·|c| + |q'|·|c − c'|, and float32 sums of D products err by less than
+    D·2⁻²³·|q'|·|c'|, in whatever order. Rounding is monotone, so a result in bfloat16 is compared with a bound in bfloat16. Positive
+    floats sort as the integers of their bits, which NumPy compares fastest; a bound that is not positive lets everything through.
+    """
+    (q, q_error, q_norm), (c, c_error, c_norm), rough = queries, candidates, memory.dtype
+    slack = q_error * (c_norm + c_error).max() + (q_norm + q_error) * (c_error.max() + q.shape[1] * 2.0**-23 * c_norm.max() * 1.02)
+    slack = 1.001 * slack.double() + 1e-30  # for the rounding of the norms, and for numbers too small for a float
+    low, high = (worst - slack).to(rough), (limit + slack).to(rough)
+    kind = torch.int16 if rough == torch.bfloat16 else torch.int32
+    bits = torch.mm(q, c.T, out=memory[: len(q) * len(c)].view(len(q), len(c))).view(kind).numpy()
+    least, most = (bound.view(kind).masked_fill(bound <= 0, nothing) for bound, nothing in ((low, torch.iinfo(kind).min), (high, 0)))
+    floor = torch.full_like(worst, -torch.inf)
+    if guessed:
+        below = np.where(bits <= most[:, None].numpy(), bits, np.iinfo(bits.dtype).min)
+        taken = torch.from_numpy(np.partition(below, len(c) - guessed, axis=1)[:, len(c) - guessed].copy())
+        least = torch.where(taken > 0, taken.maximum(least), least)
+        floor = torch.where(taken > 0, taken.view(rough).double() + slack, floor).float()
+    mask, few = bits >= least[:, None].numpy(), 4 if guessed else FEW
+    if few * np.count_nonzero(mask) > mask.size:
+        mask &= bits <= most[:, None].numpy()
+        if few * np.count_nonzero(mask) > mask.size:
+            return None
+    place = torch.from_numpy(np.flatnonzero(mask))
+    row = place // len(c)
+    return row, place - row * len(c), floor
+
+
+def _rounded(x: torch.Tensor, rough: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Vectors in another type, the length of what that leaves out, and their own length: rough[n, D], float32[n], float32[n]."""
+    out = x.to(rough)
+    return out, torch.linalg.vector_norm(x - out.to(x.dtype), dim=1).float(), torch.linalg.vector_norm(x, dim=1).float()
+
+
+def _products(q_emb: torch.Tensor, c_emb: torch.Tensor, row: torch.Tensor, column: torch.Tensor):
+    """(rows, columns, float32[S] scores) of named pairs, row by row, without copies of their vectors."""
+    starts = torch.nn.functional.pad(torch.bincount(row, minlength=len(q_emb)).cumsum(0), (1, 0))
+    shape, zeros = (len(q_emb), len(c_emb)), torch.zeros(len(row), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
+    return row, column, torch.sparse.sampled_addmm(pairs, q_emb, c_emb.double().T, beta=0.0).values().float()
+
+
+def _dense(q_emb: torch.Tensor, c_emb: torch.Tensor, worst: torch.Tensor, limit: torch.Tensor, memory):
+    """(rows, columns, float32[S] scores) of the pairs above `worst` and not above `limit`, row by row, from all products."""
+    above = limit.nextafter(torch.full_like(limit, torch.inf)).double()[:, None]  # what rounds to the limit lies below
+    parts, size = [], len(memory) // len(q_emb)
+    for start in range(0, len(c_emb), size):
+        part = c_emb[start : start + size].double()
+        scores = torch.mm(q_emb, part.T, out=memory[: len(q_emb) * len(part)].view(len(q_emb), len(part)))
+        place = _true_places((scores > worst.double()[:, None]) & (scores < above))
+        parts.append((place // len(part), place % len(part) + start, scores.view(-1)[place].float()))
+    row, column, found = map(torch.cat, zip(*parts))
+    order = row.argsort(stable=True) if len(parts) > 1 else slice(None)
+    return row[order], column[order], found[order]
+
+
+def _steps(start: int, count: int, pool: int, tile: int):
     """Slices of M candidates, as many as the pool holds, then twice as many, up to `tile`: so few of each beat the pool so far."""
-    start = 0
     while start < count:
         stop = min(count, start + min(tile, max(pool, start)))
         yield slice(start, stop)

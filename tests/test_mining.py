@@ -92,6 +92,37 @@ def test_mining_in_shards_gives_the_rows_of_mining_at_once():
     assert not np.array_equal(mine(q, c, positives, ids, Numbers(seed=1)).indices, whole.indices)
 
 
+@pytest.mark.parametrize("rough", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "epsilon"), [("unit", 0.95), ("unit", 0.2), ("clustered", 0.95), ("ties", 0.95), ("opposite", 0.95)])
+def test_a_rough_first_product_changes_no_bit(rough, kind, epsilon, monkeypatch):
+    q, c = vectors(1, 70, 24, steps=1 if kind == "ties" else None), vectors(2, 900, 24, steps=1 if kind == "ties" else None)
+    if kind == "clustered":
+        c = c[:30].repeat(30, 0) + np.float32(1e-3) * c
+    if kind == "opposite":  # every score is negative, and so is every bound
+        q[:, 0], c[:, 0] = 5, -5
+    q[5] = 0
+    settings = Numbers(epsilon=epsilon, tile=32)
+    monkeypatch.setattr(search, "rough_type", lambda device: None)
+    exact = mine(q, c, np.arange(70), np.arange(900) // 2, settings)
+    monkeypatch.setattr(search, "rough_type", lambda device: rough)
+    monkeypatch.setattr(search, "FEW", 1)  # no tile is left to the exact product for having many pairs
+    assert same(exact, mine(q, c, np.arange(70), np.arange(900) // 2, settings))
+
+
+@pytest.mark.parametrize("rough", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 256, 3584])
+def test_the_rough_product_passes_every_pair_that_lies_between_the_bounds_and_few_others(rough, width):
+    q, c = (torch.from_numpy(vectors(s, 200, width)) for s in (1, 2))
+    scores = (q.double() @ c.double().T).float()
+    worst, limit = scores.quantile(0.98, dim=1), scores.quantile(0.99, dim=1)
+    wanted = (scores > worst[:, None]) & (scores <= limit[:, None])
+    memory = torch.empty(len(q) * len(c), dtype=rough)
+    row, column, _ = search._near(search._rounded(q, rough), search._rounded(c, rough), worst, limit, memory)
+    passed = torch.zeros_like(wanted)
+    passed[row, column] = True
+    assert passed[wanted].all() and passed.float().mean() < 0.06
+
+
 def test_a_worked_case():
     """One query at 0 degrees: the positive scores 0.8, so with ε = 0.5 only what scores at most 0.4 is left, the best two first."""
     c = np.array([[0.8, 0.6], [0.6, 0.8], [0.4, 0.9], [0.4, -0.9], [0.3, 0.9], [-1, 0]], dtype=np.float32)
@@ -152,7 +183,7 @@ def test_a_query_of_zeros_is_a_picture_that_could_not_be_read():
 def test_a_score_is_the_same_bits_in_whatever_order_it_is_summed():
     q, c = vectors(1, 40, 3584), vectors(2, 50, 3584)
     order = np.random.default_rng(3).permutation(3584)
-    a, b = (search.read(x, slice(0, len(x)), "row", "cpu") for x in (q, c))
+    a, b = (search.read(x, slice(0, len(x)), "row", "cpu").double() for x in (q, c))
     assert torch.equal(a @ b.T, a[:, order] @ b[:, order].T)
     plain_a, plain_b = torch.from_numpy(q).double(), torch.from_numpy(c).double()
     assert not torch.equal(plain_a @ plain_b.T, plain_a[:, order] @ plain_b[:, order].T), "float64 alone does not give that"
@@ -269,7 +300,8 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for storage in {id(s): s for s in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor))}.values():
+        dense = (t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.layout == torch.strided)  # a sparse one is made of such
+        for storage in {id(s): s for s in (t.untyped_storage() for t in dense)}.values():
             if not hasattr(storage, "counted"):
                 storage.counted = True
                 self.now += storage.nbytes()
