@@ -1,7 +1,7 @@
 """CtrlBench (Sec. 4.4): find the one caption that an instruction about a picture asks for, among the captions of all pictures.
 
 Steps: (1) `build` draws five regions a picture as for training (Sec. 3.2), captions unique, nothing shared with training, and has
-`benchmark` write them; (2) `task` makes an evaluation set of what `load` reads back; (3) blind baselines and the oracle; (4) R@k by kind.
+`benchmark` write them; (2) `task` makes an evaluation set of what `load` reads back; (3) R@k by kind. `baselines` scores it blind.
 A system that ignores the instruction cannot tell the five captions of a picture apart: 20 % R@1 at most, in expectation.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from abc_core.benchmark import Benchmark, load, write, write_card
-from abc_core.data import UnreadableImage, expect, field_of, open_image, read_json_lines
+from abc_core.data import UnreadableImage, open_image, read_json_lines
 from abc_core.evaluate import KS, recall
 from abc_core.genome import GenomeImage
 from abc_core.held_out import HeldOut, coco_ids, comparable, in_drawn_order, leakage, near_duplicates, same_bytes
@@ -197,77 +197,7 @@ def task(bench: Benchmark) -> Task:
     return Task("CtrlBench", list(place), shown, bench.instructions, bench.captions, list(bench.gold[:, None]))
 
 
-# --- 3. baselines ---------------------------------------------------------------------------------------------------------------
-
-
-def bm25(instructions: Sequence[str], captions: Sequence[str]) -> np.ndarray:
-    """float32[Q, C]: BM25 of instructions as queries against captions; no shared word scores 0, so such captions tie."""
-    import bm25s
-
-    retriever = bm25s.BM25()
-    queries, documents = (bm25s.tokenize(list(texts), return_ids=False, show_progress=False) for texts in (instructions, captions))
-    if not any(documents):  # nothing but stop words
-        return np.zeros((len(queries), len(documents)), dtype=np.float32)
-    retriever.index(documents, show_progress=False)
-    return np.stack([retriever.get_scores_from_ids(retriever.get_tokens_ids(query)) for query in queries]).astype(np.float32)
-
-
-def chance(queries: int, candidates: int, seed: int) -> np.ndarray:
-    """int64[Q]: ranks of random scores, which are uniform over the candidates."""
-    return np.random.default_rng(seed).integers(candidates, size=queries)
-
-
-def oracle(rows: Sequence[Instructed], truth: Path) -> np.ndarray:
-    """float32[Q, C]: 1 where the meaning of a caption is the meaning that the instruction asks for, else 0.
-
-    R@1 of 100 % under pessimistic ties shows that no two captions have one meaning.
-
-    Args:
-        truth: JSON lines {image_id, regions: {region_id: [object, colour, shape]}}.
-    Raises:
-        ValueError: a row of the benchmark has no meaning there.
-    """
-    truth = expect(Path(truth), "the embedded world's truth")
-    known = {}
-    for number, entry in read_json_lines(truth):
-        where = f"{truth} row {number}"
-        image_id = field_of(entry, "image_id", int, where)
-        known |= {(image_id, region): tuple(meaning) for region, meaning in field_of(entry, "regions", dict, where).items()}
-    numbers: dict[tuple, int] = {}
-    meanings = np.empty(len(rows), dtype=np.int64)
-    for i, row in enumerate(rows):
-        key = (row.image_id, str(row.region_id))
-        if key not in known:
-            raise ValueError(f"{truth} has no meaning for region {row.region_id} of image {row.image_id} (row {i} of the benchmark)")
-        meanings[i] = numbers.setdefault(known[key], len(numbers))
-    return (meanings[:, None] == meanings[None]).astype(np.float32)
-
-
-def shuffled_instructions(rows: Sequence[Instructed], seed: int) -> list[str]:
-    """For each row an instruction of another picture, drawn without regard to which of the picture's captions is right.
-
-    Raises:
-        ValueError: all rows are of one picture.
-    """
-    texts: dict[int, list[str]] = {}
-    for row in rows:
-        texts.setdefault(row.image_id, []).append(row.instruction)
-    if len(texts) < 2:
-        raise ValueError(f"{len(rows)} rows of {len(texts)} picture; instructions of another one were wanted")
-    rng = np.random.default_rng(seed)
-    circle = rng.permutation(sorted(texts)).tolist()  # each picture asks what the next one in the circle was asked
-    following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
-    decks = {image: [texts[following[image]][k] for k in rng.permutation(len(texts[following[image]]))] for image in circle}
-    dealt: Counter = Counter()
-    out = []
-    for row in rows:
-        deck = decks[row.image_id]
-        out.append(deck[dealt[row.image_id] % len(deck)])
-        dealt[row.image_id] += 1
-    return out
-
-
-# --- 4. by kind -----------------------------------------------------------------------------------------------------------------
+# --- 3. by kind -----------------------------------------------------------------------------------------------------------------
 
 
 def per_kind(rank: np.ndarray, kinds: Sequence[str]) -> list[dict]:
@@ -277,29 +207,3 @@ def per_kind(rank: np.ndarray, kinds: Sequence[str]) -> list[dict]:
         raise ValueError(f"{len(rank)} ranks for {len(kinds)} kinds")
     parts = {str(kind): rank[kinds == kind] for kind in np.unique(kinds)}
     return [{"kind": kind, **{f"r{k}": recall(part, k) for k in KS}, "n": len(part)} for kind, part in parts.items()]
-
-
-# --- 5. examples ----------------------------------------------------------------------------------------------------------------
-
-
-def examples(bench: Benchmark, with_emb, without_emb, c_emb, rank: np.ndarray, quantiles=(0.9, 0.5, 0.1), top: int = 3) -> list[dict]:
-    """Pages for `figures.plot_retrieved`: the pictures at these quantiles of mean reciprocal rank, with two instructions each.
-
-    Args:
-        with_emb, without_emb: float32[Q, d] of the queries with and without their instruction; c_emb: float32[C, d].
-        rank: int[Q], ranks with the instruction. top: captions shown of each.
-    """
-    pictures = np.unique(bench.groups)
-    mrr = np.array([np.mean(1 / (1 + np.asarray(rank)[bench.groups == p])) for p in pictures])
-    order = np.argsort(mrr, kind="stable")
-    page = []
-    for quantile in quantiles:
-        picture = pictures[order[round(quantile * (len(order) - 1))]]
-        for q in np.flatnonzero(bench.groups == picture)[:2]:
-            entry = {"image": open_image(bench.rows[q].image), "instruction": bench.rows[q].instruction}
-            for name, emb in (("with", with_emb), ("without", without_emb)):
-                scores = c_emb @ emb[q]
-                best = np.argsort(-scores, kind="stable")[:top]
-                entry[name] = [(bench.captions[j], float(scores[j]), bool(j == bench.gold[q])) for j in best]
-            page.append(entry)
-    return page

@@ -2,8 +2,7 @@
 
 Steps: (1) `embed_probes` embeds each distinct query once, whole and with a part taken away or exchanged; (2) `probe_rows` scores these and
 the probes that see no query at all (`answers`, `prior`, `chance`), and says by a stated rule what each result means; (3) `several_right`
-counts items with a second right answer. A system is anything with `embed(images=None, texts=None, instructions=None) -> float32[N, D]`,
-as in `model.Embedder`. Names of probes:
+counts items with a second right answer. A system is a `systems.System`, such as `model.Embedder`. Names of probes:
 
 full         the query as it is                              bm25     words that instruction and candidate share
 shuffled     the picture with another picture's instruction  prior    mean similarity of a candidate to the queries of other pictures
@@ -12,20 +11,19 @@ instruction  the instruction with a grey picture             chance   a random o
 text         the instruction embedded as a text
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from scipy.stats import hypergeom
 
-from abc_core import evaluate
-from abc_core.ctrlbench import bm25, shuffled_instructions
+from abc_core import baselines, evaluate
+from abc_core.baselines import bm25, shuffled_instructions
 from abc_core.data import caption_ids
 from abc_core.evaluate import KS, bootstrap_interval, table_row
 from abc_core.tasks import Task
+from abc_core.zero_shot import candidates, in_memory, queries
 
-ROWS = 320  # instructed pictures in one call, so that a picture with a thousand instructions takes no more memory than a batch
 BLOCK = 512  # queries scored at a time
 BLIND = ("shuffled", "picture", "instruction", "text", "bm25", "prior", "answers")  # none of them knows both halves of its query
 Scores = Callable[[int, int], np.ndarray]  # (first, last) -> float[last - first, C], the scores of these queries
@@ -34,35 +32,31 @@ Scores = Callable[[int, int], np.ndarray]  # (first, last) -> float[last - first
 # --- 1. vectors -----------------------------------------------------------------------------------------------------------------
 
 
-def embed_probes(embedder, task: Task, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def embed_probes(embedder, task: Task, seed: int, report: Callable | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Vectors of the probes that need a model.
 
     Args:
-        seed: draws the other picture's instruction (`ctrlbench.shuffled_instructions`).
+        seed: draws the other picture's instruction (`baselines.shuffled_instructions`).
+        report: called with a line of progress every ten seconds.
     Returns:
         probe -> float32[Q, D], only "full" if not every query has a picture and an instruction; and float32[C, D] of the candidates.
     """
-    shown, texts = np.asarray(task.shown), list(task.texts)
-    c_emb = _embed_candidates(embedder, task)
+    c_emb = in_memory(candidates, task, embedder, report)
     if not _of_both(task):
-        return {"full": embed_queries(embedder, task.pictures, shown, texts)}, c_emb
-    others = shuffled_instructions([_Asked(int(p), text) for p, text in zip(shown, texts)], seed)
-    both = embed_queries(embedder, task.pictures, np.tile(shown, 2), texts + others)  # one pass, so that visual tokens serve both
-    grey, nothing = Image.new("RGB", (168, 168), (128, 128, 128)), [None] * len(texts)
+        return {"full": in_memory(queries, task, embedder, report)}, c_emb
+    see = lambda **other: in_memory(queries, replace(task, **other), embedder, report)  # noqa: E731
+    count, texts = len(task.shown), list(task.texts)
+    others = shuffled_instructions(texts, task.shown, seed)
+    twice = {name: None if rows is None else [*rows, *rows] for name, rows in (("right", task.right), ("choices", task.choices))}
+    both = see(shown=np.tile(task.shown, 2), texts=texts + others, **twice)  # one pass, so that visual tokens serve both
+    grey = Image.new("RGB", (168, 168), (128, 128, 128))
     return {
-        "full": both[: len(texts)],
-        "shuffled": both[len(texts) :],
-        "picture": embed_queries(embedder, task.pictures, shown, nothing),
-        "instruction": embed_queries(embedder, [grey], np.zeros_like(shown), texts),
-        "text": embed_queries(embedder, [], np.full_like(shown, -1), texts),
+        "full": both[:count],
+        "shuffled": both[count:],
+        "picture": see(texts=[None] * count),
+        "instruction": see(pictures=[grey], shown=np.zeros_like(task.shown)),
+        "text": see(pictures=[], shown=np.full_like(task.shown, -1)),
     }, c_emb
-
-
-class _Asked(NamedTuple):
-    """What `shuffled_instructions` reads of a row."""
-
-    image_id: int
-    instruction: str
 
 
 def _of_both(task: Task) -> bool:
@@ -70,65 +64,35 @@ def _of_both(task: Task) -> bool:
     return bool((np.asarray(task.shown) >= 0).all() and all(task.texts))
 
 
-def _embed_candidates(embedder, task: Task) -> np.ndarray:
-    """float32[C, D]; equal texts once."""
-    if not task.of_texts:
-        return embedder.embed(images=list(task.candidates))
-    number = {text: k for k, text in enumerate(dict.fromkeys(task.candidates))}
-    return embedder.embed(texts=list(number))[[number[text] for text in task.candidates]]
-
-
-def embed_queries(embedder, pictures: Sequence, shown: Iterable[int], texts: Iterable[str | None], rows: int = ROWS) -> np.ndarray:
-    """Vectors of queries as a `Task` has them; each distinct one is embedded once, and a picture's visual tokens serve its instructions.
+def poor_choices(task: Task, choices: int, seed: int) -> tuple[Task, np.ndarray]:
+    """A poorly constructed set, as in Figure 6: queries that name something of their answer, among captions that have nothing of it.
 
     Args:
-        shown: the picture of each query, -1 for none. texts: its instruction, or its text if it has no picture; None: the picture alone.
-        rows: instructed pictures in one call of `embed`.
+        task: whose query i has the one right candidate i, such as CtrlBench. choices: candidates of a query, the right one among them.
     Returns:
-        float32[Q, D].
+        the set, and int64[Q], its queries in `task`.
+    Raises:
+        ValueError: no instruction shares a word with its answer.
     """
-    wanted = [(int(p), text) for p, text in zip(shown, texts, strict=True)]
-    distinct = dict.fromkeys(wanted)
-    alone, said = [key for key in distinct if key[1] is None], [key for key in distinct if key[0] < 0]
-    asked: dict[int, list[str]] = {}
-    for p, text in distinct:
-        if p >= 0 and text is not None:
-            asked.setdefault(p, []).append(text)
-    parts = []
-    if alone:
-        parts.append((alone, embedder.embed(images=[pictures[p] for p, _ in alone])))
-    if said:
-        parts.append((said, embedder.embed(texts=[text for _, text in said])))
-    for block in _blocks(asked, rows):
-        emb = embedder.embed(images=[pictures[p] for p, _ in block], instructions=[lines for _, lines in block])
-        parts.append(([(p, text) for p, lines in block for text in lines], emb))
-    at = {key: k for k, key in enumerate(key for keys, _ in parts for key in keys)}
-    return np.concatenate([emb for _, emb in parts])[[at[key] for key in wanted]]
-
-
-def _blocks(asked: dict[int, list[str]], rows: int) -> Iterator[list[tuple[int, list[str]]]]:
-    """Pictures with their instructions, at most `rows` instructions together; a picture with more comes several times."""
-    block, room = [], rows
-    for picture, texts in asked.items():
-        for start in range(0, len(texts), rows):
-            part = texts[start : start + rows]
-            if len(part) > room:
-                yield block
-                block, room = [], rows
-            block.append((picture, part))
-            room -= len(part)
-    if block:
-        yield block
+    shared = bm25(list(task.texts), task.candidates)
+    named = np.flatnonzero(shared.diagonal() > 0)
+    offered = []
+    for i in named:
+        others = np.flatnonzero(shared[i] == 0)
+        drawn = np.random.default_rng([seed, i]).choice(others, min(choices - 1, len(others)), replace=False)
+        offered.append(np.append(drawn, i))
+    texts = [task.texts[i] for i in named]
+    return Task("Poor choices", task.pictures, task.shown[named], texts, task.candidates, list(named[:, None]), offered), named
 
 
 # --- 2. scores and verdicts -----------------------------------------------------------------------------------------------------
 
 
-def probe_rows(task: Task, queries: dict[str, np.ndarray], c_emb: np.ndarray, seed: int = 0) -> list[dict]:
+def probe_rows(task: Task, vectors: dict[str, np.ndarray], c_emb: np.ndarray, seed: int = 0) -> list[dict]:
     """The table of probes, with a verdict each.
 
     Args:
-        queries, c_emb: of `embed_probes`; or of another task with the same queries and candidates, whose choices differ.
+        vectors, c_emb: of `embed_probes`; or of another task with the same queries and candidates, whose choices differ.
         seed: of the bootstrap over pictures.
     Returns:
         rows {set, probe, r1, r5, r10, r1_low, r1_high, n, share, verdict}; all but n and the words in per cent.
@@ -143,10 +107,10 @@ def probe_rows(task: Task, queries: dict[str, np.ndarray], c_emb: np.ndarray, se
     **Paper:** Sec. 5.3, "using only the image or the text should be insufficient to accomplish the task"; Figure 6.
     **Caveat:** the verdict is about this system and these probes: a better blind system may solve what these do not.
     """
-    found = {name: _product(q_emb, c_emb) for name, q_emb in queries.items()}
+    found = {name: _product(q_emb, c_emb) for name, q_emb in vectors.items()}
     if task.of_texts and all(task.texts):
         found["bm25"] = _bm25(task)
-    found["prior"] = _product(_mean_of_others(queries["full"], task.groups), c_emb)
+    found["prior"] = _product(_mean_of_others(vectors["full"], task.groups), c_emb)
     found["answers"] = _answers(task)
     rows = [{"probe": name} | table_row(name, task_ranks(task, scores), task.groups, seed) for name, scores in found.items()]
     rows = [{"set": task.name} | {k: v for k, v in row.items() if k != "system"} for row in [*rows, _chance(task, seed)]]
@@ -191,11 +155,9 @@ def _answers(task: Task) -> Scores:
 
 def _chance(task: Task, seed: int) -> dict:
     """The expected row of a random order without ties."""
-    right = np.array([len(np.unique(r)) for r in task.right])
-    among = np.array([len(task.candidates) if task.choices is None else len(task.choices[i]) for i in range(len(right))])
-    hit = {k: 1 - hypergeom.pmf(0, among, right, np.minimum(k, among)) for k in KS}  # some right one among the first k
+    hit = {k: baselines.chance(task, k) for k in KS}
     low, high = bootstrap_interval(hit[1], task.groups, seed=seed)
-    return {"probe": "chance", **{f"r{k}": 100 * float(hit[k].mean()) for k in KS}, "r1_low": low, "r1_high": high, "n": len(right)}
+    return {"probe": "chance", **{f"r{k}": 100 * float(hit[k].mean()) for k in KS}, "r1_low": low, "r1_high": high, "n": len(hit[1])}
 
 
 def _judged(rows: list[dict], of_both: bool) -> list[dict]:
@@ -230,7 +192,7 @@ def several_right(task: Task, truth: np.ndarray | None = None, seed: int = 0) ->
     """How often another query's right answer, of the same picture, would be right as well.
 
     Args:
-        truth: float[Q, C], above zero where a candidate is right (`ctrlbench.oracle`), for worlds that know it.
+        truth: float[Q, C], above zero where a candidate is right (`baselines.oracle`), for worlds that know it.
     Returns:
         rows {rule, share, low, high, n}: share of queries in per cent with its interval over pictures. Rules: "equal text" but for
         spaces and case; "same words", stop words apart, in any order; "all its words": the other one holds every word of the right one;

@@ -13,8 +13,9 @@ import numpy as np
 from abc_core.data import expect, field_of, normalise, read_json_lines
 from abc_core.evaluate import bootstrap_interval
 from abc_core.instructions import Instructed
-from abc_core.probes import embed_queries, task_ranks
+from abc_core.probes import task_ranks
 from abc_core.tasks import Task
+from abc_core.zero_shot import in_memory, queries
 
 Wordings = list[dict[int, str]]  # of each query: number of a wording -> text; in drawn data a number is a template of the query's kind
 
@@ -104,13 +105,13 @@ def draw_wordings(
 
 
 def wording_spread(
-    embedder, task: Task, wordings: Mapping[str, Wordings], c_emb: np.ndarray, kinds: Sequence[str], seed: int = 0
+    embedder, task: Task, wordings: Mapping[str, Wordings], c_emb: np.ndarray, kinds: Sequence[str], seed: int = 0, report=None
 ) -> list[dict]:
     """R@1 of the same questions in different wordings; all wordings of a picture share its visual tokens.
 
     Args:
         wordings: set of wordings -> those of each query (`draw_wordings`); queries without any are left out.
-        c_emb: float32[C, D] of the task's candidates. kinds: Q kinds of question.
+        c_emb: float32[C, D] of the task's candidates. kinds: Q kinds of question. report: called with progress.
     Returns:
         rows {wordings, kind, wording, r1, r1_low, r1_high, every, any, std, n, asked}, in per cent but for n queries and asked wordings.
         With wording "all": r1 is the mean over queries of the share of their wordings that are answered right; `every` and `any` the
@@ -134,7 +135,7 @@ def wording_spread(
         task.name, task.pictures, np.asarray(task.shown)[owner], texts, task.candidates, [task.right[i] for i in owner],
         None if task.choices is None else [task.choices[i] for i in owner],
     )  # fmt: skip
-    q_emb = embed_queries(embedder, asked.pictures, asked.shown, asked.texts)
+    q_emb = in_memory(queries, asked, embedder, report)
     hit = task_ranks(asked, lambda first, last: q_emb[first:last] @ c_emb.T) < 1
     rows = []
     for name in wordings:

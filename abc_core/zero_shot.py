@@ -13,6 +13,7 @@ from functools import lru_cache
 from hashlib import file_digest, sha256
 from math import isqrt
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -90,6 +91,13 @@ def candidates(task: Task, system, folder=None, batch: int = 256, report: Callab
     key = [_digest(picture) for picture in task.candidates]
     embed = lambda items: system.embed(images=items)  # noqa: E731
     return _kept(system, "pictures", key, task.candidates, embed, folder, batch, report), np.arange(len(key))
+
+
+def in_memory(embed: Callable, task: Task, system, report: Callable | None = None) -> np.ndarray:
+    """float32[N, ...] of all queries of a task, or of all candidates, as `embed` says (`queries` or `candidates`); no file is left."""
+    with TemporaryDirectory() as folder:
+        vectors, row = embed(task, system, folder, report=report)
+        return vectors[row]
 
 
 def _texts(system, texts, folder, batch, report) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from abc_core.data import normalise
 from abc_core.instructions import Instructed
@@ -95,14 +96,18 @@ def referents(texts, templates):
 
 
 class Told:
-    """Gives an instruction that says "yes" the right caption's vector, another one the next caption's; pictures are numbers."""
+    """Gives an instruction that says "yes" the right caption's vector, another one the next caption's; a picture's width is its number."""
+
+    name = fingerprint = "told"
 
     def embed(self, images=None, texts=None, instructions=None):
-        return np.stack([np.eye(4, dtype=np.float32)[(p + ("yes" not in t)) % 4] for p, lines in zip(images, instructions) for t in lines])
+        told = [(p.width + ("yes" not in t)) % 4 for p, lines in zip(images, instructions) for t in lines]
+        return np.eye(4, dtype=np.float32)[told]
 
 
 def test_the_spread_is_what_counting_gives():
-    task = Task("t", [0, 1, 2, 3], np.arange(4), ["?"] * 4, ["a", "b", "c", "d"], [np.array([k]) for k in range(4)])
+    pictures = [Image.new("L", (4 + k, 1)) for k in range(4)]
+    task = Task("t", pictures, np.arange(4), ["?"] * 4, ["a", "b", "c", "d"], [np.array([k]) for k in range(4)])
     held = [{0: "yes", 1: "yes 1"}, {0: "yes", 1: "no"}, {0: "no", 2: "no 2"}, {}]
     trained = [{}, {0: "yes"}, {}, {}]
     rows = wording_spread(Told(), task, {"held out": held, "trained": trained}, np.eye(4, dtype=np.float32), ["x", "x", "y", "y"])
