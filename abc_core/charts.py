@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from abc_core.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SYSTEMS, WIDTH, bare, drawn, table_of, wrap
+from abc_core.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SYSTEMS, WIDTH, bare, drawn, table_of, whiskers, wrap
 
 PHOTOGRAPHS = "As published: photographs, Visual Genome, 1000 pictures × 5 (version 1 of the paper, Table 3)"
 PROBES = {  # rows of `probes.probe_rows` in words
@@ -43,7 +43,7 @@ def plot_probes(rows: Sequence[dict]):
         pairs = zip(part["probe"], part["verdict"])
         bars = [BLUE if p == "full" else PALE if p == "chance" else colours.get(v, "#9db7cc") for p, v in pairs]
         axis.barh(part.index, part["r1"], color=bars, height=0.66)
-        spread = np.clip([part["r1"] - part["r1_low"], part["r1_high"] - part["r1"]], 0, None)
+        spread = whiskers(part["r1"], part["r1_low"], part["r1_high"])
         axis.errorbar(part["r1"], part.index, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for y, row in part.iterrows():
             weight = "bold" if row["probe"] == "full" else "normal"
@@ -72,7 +72,7 @@ def plot_zero_shot(rows: Sequence[dict]):
     for k, system in enumerate(systems):
         part = table[table["system"] == system]
         y = part["task"].map(tasks.index) + 0.26 * (0.5 - (k + 0.5) / len(systems))
-        spread = np.clip([part["r1"] - part["r1_low"], part["r1_high"] - part["r1"]], 0, None)
+        spread = whiskers(part["r1"], part["r1_low"], part["r1_high"])
         colour = (BLUE, ORANGE, GREEN, RED)[k % 4]
         axis.errorbar(part["r1"], y, xerr=spread, fmt="osDv"[k % 4], color=colour, ms=4.5, elinewidth=1.2, capsize=2, label=system)
     for y, task in enumerate(tasks):
@@ -106,8 +106,9 @@ def plot_wordings(rows: Sequence[dict]):
             y = lines[row["kind"], name]
             if row["wording"] == "all":
                 axis.hlines(y, row["every"], row["any"], color=colour, linewidth=7, alpha=0.18)
-                axis.errorbar(row["r1"], y, xerr=[[row["r1"] - row["r1_low"]], [row["r1_high"] - row["r1"]]], fmt=marker, color=colour,
-                              markersize=6, markeredgecolor="white", elinewidth=1.4, capsize=2.5, zorder=4)  # fmt: skip
+                spread = whiskers(*row[["r1", "r1_low", "r1_high"]])[:, None]
+                axis.errorbar(row["r1"], y, xerr=spread, fmt=marker, color=colour, markersize=6,
+                              markeredgecolor="white", elinewidth=1.4, capsize=2.5, zorder=4)  # fmt: skip
                 weight = "bold" if row["kind"] == "all" else "normal"
                 axis.text(110, y, f"{row['r1']:.1f}", ha="right", va="center", fontsize=8, weight=weight)
                 axis.text(131, y, f"{row['every']:.0f} – {row['any']:.0f}", ha="right", va="center", fontsize=8)

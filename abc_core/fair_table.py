@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import numpy as np
 
-from abc_core import runlog, zero_shot
+from abc_core import baselines, runlog, zero_shot
 from abc_core.evaluate import bootstrap_interval, task_ranks
 from abc_core.fair import Entry, Fair
-from abc_core.figures import BLUE, GREY, INK, ORANGE, WIDTH, drawn, table_of
+from abc_core.figures import BLUE, GREY, INK, ORANGE, WIDTH, drawn, table_of, whiskers
 from abc_core.recipe_training import RecipeJob, trained
 from abc_core.recipes import RECIPES
 from abc_core.tasks import Task
@@ -63,9 +63,7 @@ def chance(tasks: Mapping[str, Sequence[Task]]) -> dict:
     """What a system gets that draws a candidate: {recipe: "chance", column: per cent, …}."""
     row = {"recipe": "chance", "after": "chance"}
     for column, sets in tasks.items():
-        offered = [len(task.candidates) if task.choices is None else len(task.choices[q]) for task in sets for q in range(len(task.right))]
-        right = [len(own) for task in sets for own in task.right]
-        row[column] = 100 * float(np.mean(np.divide(right, offered)))
+        row[column] = 100 * float(np.concatenate([baselines.chance(task, 1) for task in sets]).mean())
     return row
 
 
@@ -88,7 +86,7 @@ def _row(budget: str, seeds: list[RecipeJob], tasks: Mapping[str, Sequence[Task]
 
 def _measured(job: RecipeJob, tasks: Mapping[str, Sequence[Task]], report: Callable) -> runlog.Run:
     """The run that holds which queries of each column a trained system answers, and how many pictures it embeds a second."""
-    keys = {column: [_key(task) for task in sets] for column, sets in tasks.items()}
+    keys = {column: [task_key(task) for task in sets] for column, sets in tasks.items()}
     run = runlog.open_run("fair", {"tasks": keys}, {"trained": job.open(lock=False).folder.name})
     if run.finished:
         return run
@@ -103,7 +101,7 @@ def _measured(job: RecipeJob, tasks: Mapping[str, Sequence[Task]], report: Calla
     return run
 
 
-def _key(task: Task) -> str:
+def task_key(task: Task) -> str:
     """16 hex digits of what a set asks; pictures by the end of their path, of which a drawn folder's name is a fingerprint."""
     names = [["/".join(Path(str(p)).parts[-3:]) for p in part] for part in (task.pictures, task.candidates)]
     numbers = [None if rows is None else [list(map(int, row)) for row in rows] for rows in (task.right, task.choices)]
@@ -129,7 +127,7 @@ def plot_fair(rows: Sequence[dict], columns: Mapping[str, str]):
             if part.empty:
                 continue
             y = part["recipe"].map(recipes.index) + shift
-            spread = np.clip([part[column] - part[f"{column}_low"], part[f"{column}_high"] - part[column]], 0, None)
+            spread = whiskers(part[column], part[f"{column}_low"], part[f"{column}_high"])
             axis.errorbar(part[column], y, xerr=spread, fmt="o", color=colour, mfc=face, ms=4, elinewidth=1, label=start)
         for level in table.loc[table["recipe"] == "chance", column]:
             axis.axvline(level, color=GREY, linewidth=0.8, linestyle=":")
@@ -139,5 +137,5 @@ def plot_fair(rows: Sequence[dict], columns: Mapping[str, str]):
     axes[0, 0].set(yticks=range(len(recipes)), yticklabels=[after[r].split(" (")[0] for r in recipes])
     axes[0, 0].tick_params(axis="y", labelcolor=INK)
     if len(axes[0, -1].get_legend_handles_labels()[1]) > 1:
-        axes[0, -1].legend(loc="lower right")
+        fig.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return fig

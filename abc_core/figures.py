@@ -7,10 +7,13 @@ column (7 inches at 150 dots). No global setting is read or changed, so the byte
 import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL
 import seaborn as sns
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
@@ -23,6 +26,7 @@ from abc_core.evaluate import share_interval
 BLUE, ORANGE, GREEN, RED, *_ = sns.color_palette("colorblind").as_hex()
 INK, GREY, PALE = "#222222", "#6e6e6e", "#dddddd"
 WIDTH, DPI = 7.0, 150  # inches across, dots per inch
+SOFTWARE = f"matplotlib {matplotlib.__version__}, Pillow {PIL.__version__}"  # on which a picture's bytes depend
 STYLE = sns.axes_style("ticks") | {
     "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "font.size": 9,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "axes.labelsize": 8.5, "axes.titlesize": 9.5,
@@ -59,13 +63,18 @@ def save(fig, name: str, profile: str, rows, footer: str) -> None:
     table = pd.DataFrame(rows)
     if table.empty:
         raise ValueError(f"figure {name}: no rows to write beside it")
+    write_picture(fig, paths.figures(profile) / f"{name}.png", profile, footer)
+    with whole_file(paths.figures(profile) / f"{name}.csv") as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+def write_picture(fig, path: Path, profile: str, footer: str) -> None:
+    """Write a PNG with its footer below, which `redraw` reads back from the file's own text, with the version that drew it."""
     with plt.style.context(["default", STYLE]):
         lines = wrap(f"Profile: {profile} · {footer}", fig.get_figwidth() - 0.6, 6.5)
         fig.supxlabel("\n".join(lines), x=0.008, ha="left", fontsize=6.5, color=GREY)
-        with whole_file(paths.figures(profile) / f"{name}.png") as partial:
-            fig.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-    with whole_file(paths.figures(profile) / f"{name}.csv") as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
+        with whole_file(path) as partial:
+            fig.savefig(partial, format="png", dpi=DPI, metadata={"Software": SOFTWARE, "Description": footer})
 
 
 def wrap(text: str, inches: float, size: float = 8, weight: str = "normal") -> list[str]:
@@ -102,6 +111,11 @@ def table_of(rows, columns: Sequence[str]) -> pd.DataFrame:
     if table.empty or missing:
         raise ValueError(f"nothing to draw: {len(table)} rows with the columns {list(table)}; missing: {', '.join(missing) or 'rows'}")
     return table
+
+
+def whiskers(value, low, high) -> np.ndarray:
+    """float[2, N]: intervals as matplotlib's error bars want them, distances below and above a value; rounding makes none negative."""
+    return np.clip([value - low, high - value], 0, None)
 
 
 def per_cent(axis) -> None:
@@ -200,7 +214,7 @@ def plot_ctrlbench(rows: Sequence[dict]):
     fig, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.29 * len(table)))
     colours = [BLUE if s == "abc" else PALE if s in ("oracle", "chance") else "#9db7cc" for s in table["system"]]
     axis.barh(table.index, table["r1"], color=colours, height=0.66)
-    spread = np.clip([table["r1"] - table["r1_low"], table["r1_high"] - table["r1"]], 0, None)
+    spread = whiskers(table["r1"], table["r1_low"], table["r1_high"])
     axis.errorbar(table["r1"], table.index, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     axis.axvline(20, color=RED, linestyle="--", linewidth=1.2)
     top = len(table) - 0.45

@@ -36,16 +36,16 @@ def write(axis, x: float, y: float, text: str, **kwargs) -> None:
     axis.text(x, y, text, **({"fontsize": 8, "va": "top", "linespacing": 1.25} | kwargs)).set_in_layout(False)
 
 
-def list_captions(axis, lines: Sequence[tuple], inches: float, top: float, left: float = 0.0, right: float = 1.0) -> None:
+def list_captions(axis, lines: Sequence[tuple], inches: float, top: float) -> None:
     """(caption, score, look) in boxes one below the other; a look is RIGHT, WRONG or OTHER; captions are `inches` wide."""
     y = top
     for caption, score, (colour, background) in lines:
         wrapped = wrap(caption, inches)
         corners = {"boxstyle": "round,pad=0,rounding_size=0.008", "mutation_aspect": 0.75 * WIDTH / LINE}
-        axis.add_patch(FancyBboxPatch((left, y), right - left, len(wrapped) + 0.3, facecolor=background, edgecolor="none", **corners))
-        write(axis, left + 0.012, y + 0.18, "✓" if colour == GREEN else "✗", color=colour, weight="bold")
-        write(axis, left + 0.045, y + 0.18, "\n".join(wrapped))
-        write(axis, right - 0.012, y + 0.18, f"{score:.2f}", ha="right", color=colour)
+        axis.add_patch(FancyBboxPatch((0, y), 1, len(wrapped) + 0.3, facecolor=background, edgecolor="none", **corners))
+        write(axis, 0.012, y + 0.18, "✓" if colour == GREEN else "✗", color=colour, weight="bold")
+        write(axis, 0.045, y + 0.18, "\n".join(wrapped))
+        write(axis, 1 - 0.012, y + 0.18, f"{score:.2f}", ha="right", color=colour)
         y += len(wrapped) + 0.5
 
 
@@ -70,33 +70,6 @@ def plot_mining_sample(image, positive: tuple, negatives: Sequence[tuple]):
     write(right, 0, 0, "The picture's caption, and the negatives mined for it", weight="bold")
     write(right, 1 - 0.012, 0, "cosine", color=GREY, ha="right")
     list_captions(right, lines, inches, 1.5)
-    return fig
-
-
-@drawn
-def plot_retrieved(examples: Sequence[dict]):
-    """A page of retrieval: each picture with an instruction, the best captions with it and without it, right ones in green.
-
-    Args:
-        examples: dicts with image (PIL), instruction, "with" and "without": lists of (caption, score, right), best first.
-    """
-    columns, inches = {"with": (0.0, 0.49), "without": (0.51, 1.0)}, 2.05
-    asked = [wrap(f"“{e['instruction']}”", 5.4, 8.5, "bold") for e in examples]
-    found = [{k: [(c, s, RIGHT if right else OTHER) for c, s, right in e[k][:3]] for k in columns} for e in examples]
-    tall = [0.2 * WIDTH / LINE * min(1.0, e["image"].height / e["image"].width) for e in examples]
-    rows = [0.9 + max(t, 0.5 + len(a) + max(height(x, inches) for x in f.values())) for t, a, f in zip(tall, asked, found)]
-    size = (WIDTH, LINE * (1.5 + sum(rows)) + 0.3)
-    fig, axes = plt.subplots(1 + len(rows), 2, figsize=size, width_ratios=(1, 4), height_ratios=(1.5, *rows))
-    for axis, lines in ((axes[0, 0], 1.5), (axes[0, 1], 1.5), *zip(axes[1:, 1], rows)):
-        blank(axis, lines)
-    for key, title in (("with", "Picture and instruction"), ("without", "Picture alone")):
-        write(axes[0, 1], columns[key][0], 0, title, weight="bold", color=BLUE, fontsize=9)
-        write(axes[0, 1], columns[key][1] - 0.012, 0.1, "cosine", color=GREY, ha="right")
-    for (picture, sheet), example, instruction, lines in zip(axes[1:], examples, asked, found):
-        show(picture, example["image"])
-        write(sheet, 0, 0, "\n".join(instruction), weight="bold", fontsize=8.5)
-        for key, (left, right) in columns.items():
-            list_captions(sheet, lines[key], inches, 0.5 + len(instruction), left, right)
     return fig
 
 
