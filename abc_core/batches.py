@@ -26,6 +26,8 @@ class Batch:
     candidates: list  # C captions, or rows of the frozen bank
     candidate_ids: torch.Tensor  # int64[C]
     unreadable: Sequence[str] = ()  # what is wrong with each picture that another took the place of
+    rows: np.ndarray | None = None  # stage 1: int64[B], the row of each picture's own caption in the set
+    image_ids: torch.Tensor | None = None  # `variants.TwoWayBatches`: int64, the id of each picture's own caption
 
 
 def positions(step: int, count: int, rows: int, seed: int) -> np.ndarray:
@@ -107,7 +109,7 @@ class PairBatches:
             columns.append(np.where(chosen >= 0, chosen, spare))
         wanted = np.concatenate(columns, axis=1).ravel()
         captions = [self.captions[r] for r in wanted]
-        return Batch(images, [[None]] * len(images), captions, torch.from_numpy(self.caption_ids[wanted]), unreadable)
+        return Batch(images, [[None]] * len(images), captions, torch.from_numpy(self.caption_ids[wanted]), unreadable, rows)
 
 
 @dataclass(frozen=True)

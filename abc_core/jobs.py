@@ -8,6 +8,7 @@ the run's folder.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from abc_core import adapters, benchmark, checkpoint, instructions, mining, paths, runlog, train
+from abc_core import adapters, benchmark, checkpoint, instructions, mining, paths, runlog, train, variants
 from abc_core.batches import InstructBatches, PairBatches
 from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
 from abc_core.ctrlbench import held_out
@@ -48,7 +49,7 @@ class _TrainingJob:
 
     def do(self, run: runlog.Run, report: Callable = print) -> None:
         """Train in this process, which may be one of several."""
-        made = self.build(run.folder)
+        made = self.build(run.folder, report)
         train.train(run, made.embedder.to(_device()), stage_of(self), made.batches, made.step, self.config, made.validate, report)
 
 
@@ -58,7 +59,12 @@ class PretrainJob(_TrainingJob):
     pairs and negatives of that instead; `pairs` may then be a mere folder of pictures.
 
     `validation` names folders of pairs; `validation_pairs` of each are embedded. `weights` is the type of the frozen backbone's numbers,
-    "float32" or "bfloat16". `name` is the first part of the run's folder.
+    "float32" or "bfloat16". `start` is a checkpoint whose adapter of this stage is gone on from, in the place of a fresh one. `name` is the
+    first part of the run's folder.
+
+    What studies alone set is part of the run's name only where it is set: `embedder`, options of `Embedder` (bidirectional, head, pooling);
+    `two_way`, {negatives: K′, mined: file of a `MineJob` with pictures=True, None for K′ = 0}, as `variants.TwoWayBatches`; `instructed`,
+    {regions, images, instructions_per_image, ctrlbench} as of an `InstructJob`, whose batches are mixed in (`variants.MixedBatches`).
     """
 
     config: PretrainConfig
@@ -68,7 +74,11 @@ class PretrainJob(_TrainingJob):
     validation: dict = field(default_factory=dict)
     validation_pairs: int = 800  # App. C
     weights: str = "float32"
+    start: str | None = None
     name: str = "pretrain"
+    embedder: dict = field(default_factory=dict)
+    two_way: dict = field(default_factory=dict)
+    instructed: dict = field(default_factory=dict)
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`."""
@@ -77,9 +87,30 @@ class PretrainJob(_TrainingJob):
             inputs["pairs"] = fingerprint(_path(self.pairs))
         if self.mined is not None:
             inputs["mined"] = runlog.fingerprint(_path(self.mined))
-        return runlog.open_run(self.name, self.config, inputs | {"weights": self.weights}, lock)
+        inputs |= {"weights": self.weights} | _started(self.start) | self._variant()
+        return runlog.open_run(self.name, self.config, inputs, lock)
 
-    def build(self, folder: Path) -> Work:
+    def _variant(self) -> dict:
+        """What the run depends on beside what every stage 1 does."""
+        found = {}
+        if self.embedder:
+            found["embedder"] = json.dumps(self.embedder, sort_keys=True)
+        if self.two_way:
+            mined = self.two_way["mined"] and runlog.fingerprint(_path(self.two_way["mined"]))
+            found["two_way"] = f"{self.two_way['negatives']} of {mined}"
+        if self.instructed:
+            job = self._regions()
+            found["instructed"] = json.dumps([job.config.images, job.config.instructions_per_image, job.inputs()], sort_keys=True)
+        return found
+
+    def _regions(self) -> "InstructJob":
+        """The stage 2 whose batches are mixed in."""
+        sizes = {k: v for k, v in self.instructed.items() if k in ("images", "instructions_per_image")}
+        files = {k: v for k, v in self.instructed.items() if k not in sizes}
+        numbers = {"seed": self.config.seed, "negatives": self.config.negatives, "lora": self.config.lora}
+        return InstructJob(config=InstructConfig(**sizes, **numbers), stage1="", **files)
+
+    def build(self, folder: Path, report: Callable | None = None) -> Work:
         """Read the data and make the embedder; nothing is written into the run's `folder`."""
         if self.mined is None:
             pairs = read_pairs(_path(self.pairs))[0].numbered()
@@ -87,11 +118,26 @@ class PretrainJob(_TrainingJob):
         else:
             mined, _ = read_mined(_path(self.mined), _path(self.pairs))
             pairs, captions, ids, negatives = mined.queries, mined.captions, mined.caption_ids, mined.padded(self.config.negatives)
-        embedder = Embedder.from_backbone(_path(self.backbone), weights=self.weights)
+        embedder = Embedder.from_backbone(_path(self.backbone), weights=self.weights, **self.embedder)
         adapters.add_lora(embedder, "pretrain", **asdict(self.config.lora), seed=self.config.seed)
+        _go_on(embedder, "pretrain", self.start)
         held = {name: read_pairs(_path(folder))[0] for name, folder in self.validation.items()}
         validate = train.validator(held, self.validation_pairs) if held else None
-        return Work(embedder, PairBatches(pairs, captions, ids, negatives, self.config), train.pretrain_step, validate)
+        return Work(embedder, *self._varied(PairBatches(pairs, captions, ids, negatives, self.config)), validate)
+
+    def _varied(self, batches: PairBatches) -> tuple[Callable, Callable]:
+        """Batches and step, as `two_way` and `instructed` want them."""
+        if self.two_way and self.instructed:
+            raise ValueError("two_way and instructed are studies of their own; one of them can be set")
+        if self.two_way:
+            count, mined = self.two_way["negatives"], self.two_way["mined"]
+            others = read_mined(_path(mined), _path(self.pairs))[0].padded(count) if mined else None
+            return variants.TwoWayBatches(batches, others, count), partial(variants.two_way_step, negatives=count)
+        if self.instructed:
+            job = self._regions()
+            regions, captions = job.batches()
+            return variants.MixedBatches(batches, regions, captions), train.pretrain_step
+        return batches, train.pretrain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +145,10 @@ class InstructJob(_TrainingJob):
     """Stage 2 on top of the stage-1 checkpoint `stage1`: regions of the folder `regions`, with its instructions.
 
     The folder has the layout of Visual Genome and a file instructions.jsonl, in whose place `written` may name another (as of
-    `generate.generate`); or the layout of ABC-VG-Instruct, whose regions are drawn already.
+    `generate.generate`); or the layout of ABC-VG-Instruct, whose regions are drawn already. `start` is as for `PretrainJob`.
+
+    What studies alone set is part of the run's name only where it is set: `grouped` = False, one instruction of each of many pictures
+    (`variants.UngroupedBatches`); `wordings`, draw among the first so many wordings of a question (`instructions.instruct`).
     """
 
     config: InstructConfig
@@ -109,52 +158,69 @@ class InstructJob(_TrainingJob):
     written: str | None = None
     ctrlbench: str | None = None  # folder of a built CtrlBench; training goes without its pictures, captions and instructions
     karpathy: str | None = None  # dataset_coco.json; training goes without COCO's test pictures
+    start: str | None = None
     name: str = "instruct"
+    grouped: bool = True
+    wordings: int | None = None
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`."""
+        return runlog.open_run(self.name, self.config, {"stage1": runlog.fingerprint(_path(self.stage1))} | self.inputs(), lock)
+
+    def inputs(self) -> dict:
+        """What the run depends on beside its numbers and stage 1, by name."""
         genome = [_path(self.regions) / file for file in ("region_descriptions.json", "image_data.json")]
         read = instructions.instructed_files(_path(self.regions)) or [*genome, self._wordings]
-        inputs = {"stage1": runlog.fingerprint(_path(self.stage1)), "regions": runlog.fingerprint(*read)}
         rows = self.ctrlbench and str(_path(self.ctrlbench) / benchmark.FILE)
         held = {name: runlog.fingerprint(_path(path)) for name, path in (("ctrlbench", rows), ("karpathy", self.karpathy)) if path}
-        return runlog.open_run(self.name, self.config, inputs | {"drop_largest": str(self.drop_largest)} | held, lock)
+        varied = ({} if self.grouped else {"grouped": "False"}) | ({} if self.wordings is None else {"wordings": str(self.wordings)})
+        return {"regions": runlog.fingerprint(*read), "drop_largest": str(self.drop_largest)} | held | _started(self.start) | varied
 
     def groups(self, report: Callable = lambda line: None) -> list[list[instructions.Instructed]]:
         """Instructed regions, picture by picture; what was left out goes to `report`."""
+        groups, accounts = self._read
+        for account in accounts:
+            report(account)
+        return groups
+
+    @cached_property
+    def _read(self) -> tuple[list[list[instructions.Instructed]], tuple]:
+        """`groups`, and accounts of what was left out."""
         each, held = self.config.instructions_per_image, held_out(*(path and _path(path) for path in (self.ctrlbench, self.karpathy)))
         if instructions.instructed_files(_path(self.regions)):
             if self.written is not None:
                 raise ValueError(f"{self.regions} has its own instructions, so written = {self.written!r} would not be read")
             groups, skipped = instructions.read_instructed(_path(self.regions))
             groups, apart = exclude_groups([group[:each] for group in groups], held)
-            for account in (skipped, apart):
-                report(account)
-            return groups
+            return groups, (skipped, apart)
         genome, skipped = read_genome(_path(self.regions))
         genome, apart = exclude(genome, held)
         chosen, counts = instructions.select_regions(genome, self.drop_largest, each, self.config.seed, held.captions)
         options, _ = instructions.read_instructions(self._wordings)
-        rows, asked = instructions.instruct(chosen, options, self.config.seed, without=held.instructions)
-        for account in (skipped, apart, counts, asked):
-            report(account)
-        return instructions.by_image(rows)
+        rows, asked = instructions.instruct(chosen, options, self.config.seed, self.wordings, without=held.instructions)
+        return instructions.by_image(rows), (skipped, apart, counts, asked)
 
     @property
     def _wordings(self) -> Path:
         return _path(self.written or f"{self.regions}/instructions.jsonl")
 
-    def build(self, folder: Path) -> Work:
+    def build(self, folder: Path, report: Callable | None = None) -> Work:
         """Read the data, make the embedder, and embed the captions once, into the run's `folder`: they never change (Sec. 3.2)."""
-        groups = self.groups()
-        captions = sorted({row.caption for group in groups for row in group})
+        batches, captions = self.batches()
         embedder = Embedder.load(_path(self.stage1), _device())
         adapters.merge_all(embedder)
-        embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width)
+        embed_to_file(folder / "bank.npy", lambda part: embedder.embed(texts=part), captions, embedder.width, report=report)
         bank = torch.from_numpy(np.load(folder / "bank.npy"))
         adapters.add_lora(embedder, "instruct", **asdict(self.config.lora), seed=self.config.seed)
-        batches = InstructBatches(groups, {caption: k for k, caption in enumerate(captions)}, self.config)
+        _go_on(embedder, "instruct", self.start)
         return Work(embedder, batches, partial(train.instruct_step, bank=bank), None)
+
+    def batches(self) -> tuple[InstructBatches, list[str]]:
+        """Batches of instructed pictures, and the captions of their bank."""
+        groups = self.groups()
+        captions = sorted({row.caption for group in groups for row in group})
+        kind = InstructBatches if self.grouped else variants.UngroupedBatches
+        return kind(groups, {caption: k for k, caption in enumerate(captions)}, self.config), captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +228,8 @@ class MineJob:
     """Steps (2) and (3) of mining (Sec. 3.2): `miner`, the checkpoint of a short stage 1, embeds all pictures and captions of the folder
     `pairs`; then hard negatives are searched and drawn.
 
-    The embeddings have a run of their own, so that another ε or pool does not embed anew.
+    The embeddings have a run of their own, so that another ε or pool does not embed anew. With `pictures`, which is part of the run's name
+    only then, hard negatives of captions are mined among the pictures instead.
     """
 
     config: MiningConfig
@@ -170,11 +237,12 @@ class MineJob:
     pairs: str
     unreadable: float = 0.01  # share of the pictures that may not be decoded; not in the paper
     name: str = "mined"
+    pictures: bool = False
 
     def open(self, lock: bool = True) -> runlog.Run:
         """The run of this job; see `runlog.open_run`. The size of the tiles is no part of its name, as the result does not depend on it."""
         numbers = {k: v for k, v in asdict(self.config).items() if k != "tile"}
-        return runlog.open_run(self.name, numbers, self._inputs, lock)
+        return runlog.open_run(self.name, numbers, self._inputs | ({"of": "pictures"} if self.pictures else {}), lock)
 
     def plan(self, processes: int = 1) -> mining.Plan:
         """What the search takes on this machine."""
@@ -196,6 +264,7 @@ class MineJob:
         lead = rank_and_count()[0] == 0
         report = report if lead else lambda line: None
         q, c = self._embed(report, run.folder / "mined.npy")
+        q, c = (c, q) if self.pictures else (q, c)
         ids, own = self.rows.caption_ids, np.arange(len(q))
         mined = mining.mine_to_file(run.folder / "mined.npy", q, c, own, ids, self.config, _device(), report)
         if lead:
@@ -262,6 +331,17 @@ def run_job(job, processes: int = 1, report: Callable = print) -> runlog.Run:
     return run
 
 
+def _started(start: str | None) -> dict:
+    """What a run's name says of the checkpoint that it goes on from; nothing of a fresh start."""
+    return {} if start is None else {"start": runlog.fingerprint(_path(start))}
+
+
+def _go_on(embedder: Embedder, stage: str, start: str | None) -> None:
+    """Put the adapter of a checkpoint in the place of a fresh one; the backbone may be another one of the same shape."""
+    if start is not None:
+        adapters.load_stage(embedder, stage, checkpoint.load(_path(start))[0], start)
+
+
 def _device() -> str:
     """This process's own GPU, or the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -279,14 +359,25 @@ def read_job(path: Path):
     Raises:
         ValueError: an unknown stage, or a value that its config refuses.
     """
-    fields = yaml.safe_load(Path(path).read_text())
-    kind = JOBS.get(fields.pop("stage", None))
-    if kind is None:
+    try:
+        fields = yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    stage = fields.pop("stage", None) if isinstance(fields, dict) else None
+    if not isinstance(stage, str) or stage not in JOBS:
         raise ValueError(f"{path}: the stage has to be one of {', '.join(JOBS)}")
-    config = get_type_hints(kind)["config"]
-    return kind(**fields | {"config": config.from_mapping(fields["config"], str(path))})
+    kind = JOBS[stage]
+    config = get_type_hints(kind)["config"].from_mapping(fields.pop("config", None), str(path))
+    try:
+        return kind(**fields | {"config": config})
+    except TypeError as error:  # a name too many, or too few
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _path(path: str) -> Path:
     """A path of a job; a relative one starts at the repository."""
     return Path(path) if Path(path).is_absolute() else paths.ROOT / path
+
+
+if __name__ == "__main__":
+    run_job(read_job(Path(sys.argv[1])))
