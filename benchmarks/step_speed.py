@@ -3,7 +3,7 @@
 Steps: (1) draw pictures and captions, build the embedder; (2) count the floating-point operations of one real step; (3) time the product
 and the step in turns, and print the ratio. The ratio is the figure to read: seconds are of this machine, under the load that it had.
 
-`make bench`, or `python benchmarks/step_speed.py [--backbone FOLDER] [--repeats 7]`
+`python benchmarks/step_speed.py [--backbone FOLDER] [--repeats 7]`
 """
 
 import argparse
