@@ -34,6 +34,11 @@ GB = 1e9
 # --- 1. arms --------------------------------------------------------------------------------------------------------------------
 
 
+def missing(seeds: Sequence[int], wanted: set[tuple[str, str]], rows: Sequence[Mapping]) -> list[int]:
+    """Seeds of which rows lack one of the wanted (study, arm)."""
+    return [seed for seed in seeds if not wanted <= {(row["study"], row["arm"]) for row in rows if row["seed"] == seed}]
+
+
 def stage1_arms(profile: str, seeds: Sequence[int], study: str = "stage 1") -> list[Arm]:
     """The run that notebook 02 published, with other seeds: same pairs, same mined negatives.
 

@@ -3,7 +3,7 @@
 Steps: (1) an `Arm` is a job (`abc_core.jobs`) and its place in a study; (2) `ledger` says what the arms will cost before they start;
 (3) `train_all` trains those that are not finished, as many at a time as there are cores, one thread each; (4) `row_of` puts what was
 logged and measured into one row; (5) `keep` writes rows as lines of logs/<profile>/NAME.jsonl, from which figures and verdicts are drawn,
-and `kept` reads them.
+and `kept` reads them; (6) `study_all` does (3) to (5) study by study, and leaves out the arms that the log has.
 
 Runs are named by what determines them, so arms that two studies share are trained once, and a killed call goes on.
 """
@@ -12,9 +12,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,6 +212,14 @@ def keep(profile: str, name: str, rows: Sequence[dict]) -> Path:
     return path
 
 
+def keep_with(profile: str, name: str, rows: Sequence[dict], others: Sequence[dict]) -> list[dict]:
+    """`keep` rows and, of others, those of another place; all of them are returned."""
+    mine = {place(row): row for row in rows}
+    both = [*rows, *({k: v for k, v in row.items() if k != "profile"} for row in others if place(row) not in mine)]
+    keep(profile, name, both)
+    return both
+
+
 def kept(name: str, profile: str = "thorough") -> list[dict]:
     """The rows of a log, each with its `profile`; none if there is no such log.
 
@@ -227,11 +235,54 @@ def kept(name: str, profile: str = "thorough") -> list[dict]:
     return rows
 
 
+def numbers_of(arm: Arm) -> str:
+    """A fingerprint of the settings of an arm's job, without the files that it reads."""
+    job = {k: v for k, v in asdict(arm.job).items() if not isinstance(v, str | dict) or k in ("config", "embedder", "weights")}
+    return runlog.fingerprint(json.dumps(job, sort_keys=True))
+
+
+def place(row: Mapping) -> tuple[str, str, int]:
+    """(study, arm, seed) of a row: each stands once in a log."""
+    return row["study"], row["arm"], row["seed"]
+
+
+def logged(arms: Sequence[Arm], name: str, profile: str) -> dict[tuple[str, str, int], dict]:
+    """Place -> row of those arms that a profile's log has with the same numbers."""
+    numbers = {(arm.study, arm.name, arm.seed): numbers_of(arm) for arm in arms}
+    rows = [{k: v for k, v in row.items() if k != "profile"} for row in kept(name, profile)]
+    return {place(row): row for row in rows if row.get("numbers") and numbers.get(place(row)) == row["numbers"]}
+
+
+def study_all(
+    arms: Sequence[Arm], row: Callable[[Arm], dict], name: str, profile: str, at_once: int = 1, report: Callable = print,
+    processes: int = 1, from_log: bool = False,
+) -> list[dict]:  # fmt: skip
+    """A row of every arm: train and measure those without one, study by study, and keep the log as it grows.
+
+    Args:
+        row: finished arm -> its row. name: of the log.
+        from_log: an arm whose row the profile's log has, with the same numbers, is not trained again, on whatever machine and from whatever
+            weights it was: for studies of many hours, whose logs are committed and whose runs are not. Delete the log to begin anew.
+    """
+    found = logged(arms, name, profile) if from_log else {}
+    if found:
+        report(f"{len(found)} of {len(arms)} arms are in {log_file(profile, name).relative_to(paths.ROOT)} already")
+    for study in dict.fromkeys(arm.study for arm in arms):
+        missing = [arm for arm in arms if arm.study == study and (arm.study, arm.name, arm.seed) not in found]
+        if missing:
+            report(f"--- study {study}")
+            train_all(missing, at_once, report, processes)
+            rows = [row(arm) | {"numbers": numbers_of(arm)} for arm in missing]
+            found |= {place(one): one for one in rows}
+            keep(profile, name, list(found.values()))
+    return [found[arm.study, arm.name, arm.seed] for arm in arms]
+
+
 def with_kept(own: Sequence[dict], name: str, profile: str) -> list[dict]:
     """`own` rows of this profile and, after them, those committed rows of the thorough one whose arm and seed are not among them."""
-    here = {(row["study"], row["arm"], row["seed"]) for row in own}
+    here = {place(row) for row in own}
     committed = [] if profile == "thorough" else kept(name)
-    return [row | {"profile": profile} for row in own] + [r for r in committed if (r["study"], r["arm"], r["seed"]) not in here]
+    return [row | {"profile": profile} for row in own] + [row for row in committed if place(row) not in here]
 
 
 def source(rows: Sequence[dict]) -> dict:

@@ -185,3 +185,9 @@ def test_the_logits_of_the_papers_run_are_64_pictures_of_552_tokens():
     row = replicas.memory_row(plan)
     assert row["pictures_gb"] == pytest.approx(2 * 64 * 552 * 152064 / 1e9) and row["captions_gb"] == pytest.approx(7.474, abs=1e-3)
     assert row["planned_gb"] == pytest.approx(17 * 2**30 / 1e9)
+
+
+def test_a_seed_is_missing_where_one_of_its_rows_is():
+    rows = [{"study": "fair", "arm": arm, "seed": seed} for arm, seed in (("abc", 0), ("last_token", 0), ("abc", 1))]
+    assert replicas.missing([0, 1, 2], {("fair", "abc"), ("fair", "last_token")}, rows) == [1, 2]
+    assert replicas.missing([0, 1], {("fair", "abc")}, rows) == []

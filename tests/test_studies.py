@@ -1,6 +1,7 @@
 """Arms train once whatever studies name them, rows come back as they were kept, and verdicts can come out either way."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,3 +115,49 @@ def test_arms_are_compared_seed_by_seed():
     judge = lambda r: claims.above(claims.paired(r, "s", "mined", "random", "val"))  # noqa: E731
     claim = claims.Claim(3, "Mined negatives help", "Fig. 5", "above 0", judge, "points", "08")
     assert claims.decide(claim, rows)["verdict"].startswith(claims.UNTESTABLE)
+
+
+def row_with(said):
+    def row(arm):
+        said.append(arm.name)
+        return studies.row_of(arm)
+
+    return row
+
+
+def test_rows_of_a_log_are_not_trained_again_on_another_machine(arms, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "log_file", lambda profile, name: tmp_path / profile / f"{name}.jsonl")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    made, take = [], dict(name="08", profile="thorough", report=lambda line: None)
+    first = studies.study_all(arms[:2], row_with(made), **take)
+    assert made == ["2", "0.07"]
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "other machine")
+    again = studies.study_all(arms, row_with(made), **take, from_log=True)
+    assert made == ["2", "0.07", "0.7"] and again[:2] == first
+    assert [studies.place(row) for row in studies.kept("08")] == [("rank", "2", 0), ("temperature", "0.07", 0), ("temperature", "0.7", 0)]
+    other = arms[2]._replace(job=replace(arms[2].job, config=replace(arms[2].job.config, learning_rate=1e-5)))
+    studies.study_all([other], row_with(made), **take, from_log=True)
+    assert made[3:] == ["0.7"], "an arm with other numbers is another arm"
+    studies.study_all([other], row_with(made), **take)
+    assert made[4:] == ["0.7"], "without from_log a log is not read"
+
+
+def test_a_log_grows_study_by_study(arms, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "log_file", lambda profile, name: tmp_path / profile / f"{name}.jsonl")
+
+    def row(arm):
+        if arm.study == "temperature":
+            raise KeyboardInterrupt
+        return studies.row_of(arm)
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.study_all(arms, row, "08", "thorough", report=lambda line: None)
+    assert [row["study"] for row in studies.kept("08")] == ["rank"]
+
+
+def test_kept_rows_of_other_places_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "log_file", lambda profile, name: tmp_path / profile / f"{name}.jsonl")
+    old = [{"study": "fair", "arm": "abc", "seed": s, "r1": 1, "profile": "thorough"} for s in (0, 1)]
+    both = studies.keep_with("thorough", "10", [{"study": "fair", "arm": "abc", "seed": 1, "r1": 2}], old)
+    assert [(row["seed"], row["r1"]) for row in both] == [(1, 2), (0, 1)] and "profile" not in both[1]
+    assert studies.kept("10") == [row | {"profile": "thorough"} for row in both]
