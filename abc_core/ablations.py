@@ -64,9 +64,16 @@ class Stage1:
     miner_steps: Sequence[int] = (10,)  # beside 0, those of `miner`, and all of stage 1
 
     def arm(self, study: str, name: str, seed: int, value: float | None = None, job: dict | None = None, **numbers) -> Arm:
-        """The base with another seed and, by name, other fields of its job or other numbers of its config."""
-        config = studies.pretraining(**{"steps": self.steps, "queries": self.queries, "seed": seed} | self.numbers | numbers)
-        return Arm(study, name, seed, PretrainJob(config=config, **self.files | (job or {})), value)
+        """The base with another seed and, by name, other fields of its job or other numbers of its config.
+
+        What differs from the base validates at the end alone.
+        """
+        given = {"steps": self.steps, "queries": self.queries, "seed": seed} | self.numbers
+        base = PretrainJob(config=studies.pretraining(**given), **self.files)
+        own = replace(base, config=studies.pretraining(**given | numbers), **job or {})
+        if own != base:
+            own = replace(own, config=replace(own.config, validate_every=own.config.steps))
+        return Arm(study, name, seed, own, value)
 
 
 def miner_of(values: dict, files: dict) -> tuple[PretrainJob, dict]:

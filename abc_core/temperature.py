@@ -139,21 +139,23 @@ def arms(
     def change(job: PretrainJob, mined: str | None = None, **numbers) -> PretrainJob:
         return replace(job, mined=mined or job.mined, config=replace(job.config, **numbers))
 
+    once = {"validate_every": config.steps}  # at the end; "negatives" and "provoked" are curves
+    started = change(miner, validate_every=miner.config.steps)
     raw = {"temperature_parametrisation": "raw", "temperature_factor": raw_factor}
     log = {"temperature_parametrisation": "log", "temperature_factor": config.temperature_factor}
     provoked = {"raw": raw | {"temperature_factor": provoked_factor}, "log": {"temperature_factor": provoked_factor / config.temperature}}
     found = []
     for seed in seeds:  # whole seeds, one after the other: a study that is stopped early has some
-        for study, numbers in (("negatives", {}), ("raw", raw)):
+        for study, numbers in (("negatives", {}), ("raw", raw | once)):
             for name, file in (("mined", base.mined), ("random", str(at_random))):
                 found.append(Arm(study, name, seed, change(base, file, seed=seed, **numbers)))
-        found.append(Arm("fixed", "learned", seed, change(base, seed=seed, **raw)))
+        found.append(Arm("fixed", "learned", seed, change(base, seed=seed, **raw, **once)))
         for value in fixed:
-            job = change(base, seed=seed, temperature=value, learn_temperature=False)
+            job = change(base, seed=seed, temperature=value, learn_temperature=False, **once)
             found.append(Arm("fixed", f"{value:g}", seed, job, value))
-        found += [Arm("starts", f"{v:g}", seed, change(miner, seed=seed, temperature=v), v) for v in starts]
+        found += [Arm("starts", f"{v:g}", seed, change(started, seed=seed, temperature=v), v) for v in starts]
         for value in sorted({min(starts), max(starts)}):
-            found.append(Arm("starts", f"{value:g}, log", seed, change(miner, seed=seed, temperature=value, **log), value))
+            found.append(Arm("starts", f"{value:g}, log", seed, change(started, seed=seed, temperature=value, **log), value))
     found += [Arm("provoked", name, seeds[0], change(base, seed=seeds[0], **numbers)) for name, numbers in provoked.items()]
     return found
 

@@ -103,7 +103,7 @@ def test_each_arm_differs_from_its_neighbour_in_one_setting(jobs, tmp_path):
     mined, at_random = by_name["raw", "mined", 0], by_name["raw", "random", 0]
     assert mined.config == at_random.config and mined.mined != at_random.mined
     low, log = by_name["starts", "0.01", 0], by_name["starts", "0.01, log", 0]
-    assert low.mined is None and low.config == replace(miner.config, temperature=0.01)
+    assert low.mined is None and low.config == replace(miner.config, temperature=0.01, validate_every=2)
     assert (log.config.temperature_parametrisation, log.config.temperature_factor) == ("log", 10.0)
     assert not by_name["fixed", "0.02", 0].config.learn_temperature
     raw, log = by_name["provoked", "raw", 0].config, by_name["provoked", "log", 0].config
