@@ -131,7 +131,7 @@ def row_of(base: Stage2, first: Stage1, arm: Arm, report: Callable = print) -> d
         if arm.name == "two stages":
             stage1 = first.arm("stages", "stage 1", arm.seed).job.open(lock=False)
             bank = len(np.load(arm.job.open(lock=False).folder / "bank.npy", mmap_mode="r"))
-            row["all_seconds"] += sum(step["seconds"] for step in stage1.rows()) + bank * row.pop("seconds_a_caption")
+            row["all_seconds"] += studies.paced(stage1.rows()) + bank * row.pop("seconds_a_caption")
     return row
 
 

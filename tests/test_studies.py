@@ -161,3 +161,8 @@ def test_kept_rows_of_other_places_stay(tmp_path, monkeypatch):
     both = studies.keep_with("thorough", "10", [{"study": "fair", "arm": "abc", "seed": 1, "r1": 2}], old)
     assert [(row["seed"], row["r1"]) for row in both] == [(1, 2), (0, 1)] and "profile" not in both[1]
     assert studies.kept("10") == [row | {"profile": "thorough"} for row in both]
+
+
+def test_a_pause_is_no_part_of_the_seconds_of_a_training():
+    steps = [{"seconds": s} for s in (2.0, 2.0, 600.0, 2.0, 3.0)]
+    assert studies.paced(steps) == 10.0
