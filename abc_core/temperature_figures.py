@@ -38,10 +38,10 @@ def plot_dynamics(rows: Sequence[dict]):
     """Figure 5: gradient norm from several starts of τ; τ with mined and with random negatives; validation accuracy with both."""
     fig, axes = _panels(3.6)
     starts = _starts(rows)
+    axes[0].set(title="Gradient norm by start of τ", xlabel="step", yscale="log")
     for (value, arm), colour in zip(starts, _shades(len(starts))):
         _curve(axes[0], rows, "starts", arm, "gradient_norm", colour, "-", f"{value:g}")
     _empty(axes[0], rows, "starts")
-    axes[0].set(title="Gradient norm by start of τ", xlabel="step", yscale="log")
     for name, (colour, _) in LOOKS.items():
         for study, dash, label in (("raw", "-", "τ itself"), ("negatives", "--", "log τ")):
             _curve(axes[1], rows, study, name, "temperature", colour, dash, f"{name}, {label}")
@@ -65,14 +65,14 @@ def plot_starts(rows: Sequence[dict]):
     """τ over steps from every start; the largest gradient over the median from 0.07; accuracy at the end, with fixed τ too."""
     fig, axes = _panels(3.6)
     starts = _starts(rows)
-    for (value, arm), colour in zip(starts, _shades(len(starts))):
-        _curve(axes[0], rows, "starts", arm, "temperature", colour, "-", f"{value:g}")
-        _curve(axes[0], rows, "starts", f"{arm}, log", "temperature", colour, ":", f"{value:g}, log τ")
-    axes[0].set(title="τ from every start", xlabel="step")
     if starts:
         axes[0].set_yscale("log")
         axes[0].set_yticks([v for v, _ in starts], [f"{v:g}" for v, _ in starts])
         axes[0].yaxis.set_minor_formatter(NullFormatter())
+    for (value, arm), colour in zip(starts, _shades(len(starts))):
+        _curve(axes[0], rows, "starts", arm, "temperature", colour, "-", f"{value:g}")
+        _curve(axes[0], rows, "starts", f"{arm}, log", "temperature", colour, ":", f"{value:g}, log τ")
+    axes[0].set(title="τ from every start", xlabel="step")
     median = claims.by_seed(rows, "starts", "0.07", "gradient_median")
     for suffix, colour, marker, label in (("", BLUE, "o", "τ itself"), (", log", ORANGE, "s", "log τ")):
         found = [(v, claims.by_seed(rows, "starts", arm + suffix, "gradient_largest")) for v, arm in starts]
@@ -132,6 +132,7 @@ def plot_gradient(rows: Sequence[dict]):
 def plot_failure(rows: Sequence[dict]):
     """Runs whose rate of τ is far too high, with a raw τ and with log τ: τ, loss, and validation accuracy."""
     fig, axes = _panels(3.3)
+    axes[1].set_yscale("log")
     for arm, colour, dash in (("raw", RED, "-"), ("log", BLUE, "--")):
         for axis, column in ((axes[0], "temperature"), (axes[1], "loss")):
             _curve(axis, rows, "provoked", arm, column, colour, dash, {"raw": "τ itself", "log": "log τ"}[arm])
@@ -140,7 +141,7 @@ def plot_failure(rows: Sequence[dict]):
     axes[0].axhline(0, color=INK, linewidth=0.8)
     axes[0].set(title="τ, at a far too high rate", xlabel="step")
     axes[0].set_yscale("symlog", linthresh=0.01)
-    axes[1].set(title="Loss (nats)", xlabel="step", yscale="log")
+    axes[1].set(title="Loss (nats)", xlabel="step")
     axes[2].set(title="Validation accuracy (%)", xlabel="step", xlim=(0, None), ylim=(0, None))
     for axis in axes:
         _empty(axis, rows, "provoked")
@@ -172,7 +173,7 @@ def _of(rows: Sequence[dict], study: str, arm: str) -> list[dict]:
 
 
 def _curve(axis, rows: Sequence[dict], study: str, arm: str, column: str, colour, dash: str, label: str) -> None:
-    """Thin lines of seeds, and their mean."""
+    """Thin lines of seeds, their mean and its interval; on a logarithmic axis, the geometric mean's."""
     mine = _of(rows, study, arm)
     alone = len(mine) == 1
     for row in mine:
@@ -183,10 +184,11 @@ def _curve(axis, rows: Sequence[dict], study: str, arm: str, column: str, colour
     if len(mine) > 1:
         each = [dict(zip(row["curve"]["step"], row["curve"][column])) for row in mine]
         steps = sorted(set.intersection(*map(set, each)))
-        found = [claims.estimate([by[s] for by in each]) for s in steps]
-        axis.plot(steps, [e.value for e in found], color=colour, linestyle=dash, linewidth=1.5, label=label)
-        if len(mine) >= claims.SEEDS and axis.get_yscale() == "linear":  # below zero a logarithmic axis ends
-            axis.fill_between(steps, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.12, linewidth=0)
+        to, back = (np.log, np.exp) if axis.get_yscale() == "log" and min(min(by.values()) for by in each) > 0 else (np.asarray, np.asarray)
+        found = [claims.estimate(to([by[s] for by in each]).tolist()) for s in steps]
+        axis.plot(steps, back([e.value for e in found]), color=colour, linestyle=dash, linewidth=1.5, label=label)
+        if len(mine) >= claims.SEEDS:
+            axis.fill_between(steps, back([e.low for e in found]), back([e.high for e in found]), color=colour, alpha=0.12, linewidth=0)
 
 
 def _validation(axis, rows: Sequence[dict], study: str, arm: str, column: str, colour, marker: str, dash: str, label: str = "") -> None:
