@@ -156,7 +156,7 @@ def run_notebook(notebook: Path, profile: str = "default") -> Path:
         what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}\n\n{trace}\n"
         raise NotebookFailed(_stopped(notebook, started, what, partial)) from error
     except (DeadKernelError, CellTimeoutError) as error:
-        raise NotebookFailed(_stopped(notebook, started, f"{type(error).__name__}: {error}", partial)) from error
+        raise NotebookFailed(_stopped(notebook, started, f"{type(error).__name__}: {error}; run again to go on", partial)) from error
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_stopped(notebook, started, "interrupted; run again to go on", partial)) from stop
     partial.rename(output)

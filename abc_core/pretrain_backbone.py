@@ -149,12 +149,12 @@ def train(model, lessons: Lessons, config: BackboneConfig, out: Path, curriculum
             metrics = _train_step(model, opts, batch, task, stage.rate * learning_rate(step, config), config.bf16, step)
             metrics |= {"step": step, "pictures": len(batch["image_grid_thw"]), "seconds": round(time.perf_counter() - start, 3)}
             log.log(**metrics)
+            if step + 1 in [round(share * config.steps) for share in config.keep]:  # before `last`, from which a killed run goes on
+                _save(out / f"step-{step + 1:06d}.safetensors", model, lessons, step + 1)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 _save(last, model, lessons, step + 1, opts)
                 quality = f"loss {metrics['loss']:.3f} · token accuracy {metrics['accuracy']:.2f}"
                 report(f"step {step + 1}/{config.steps} · {quality} · {metrics['seconds']:.1f} s a step")
-            if step + 1 in [round(share * config.steps) for share in config.keep]:
-                _save(out / f"step-{step + 1:06d}.safetensors", model, lessons, step + 1)
     log.release()
 
 

@@ -372,6 +372,23 @@ def test_early_and_middle_weights_are_kept(trained):
     assert not torch.equal(tensors["model.language_model.norm.weight"], trained[0].model.language_model.norm.weight)
 
 
+def test_a_run_killed_between_two_checkpoints_still_keeps_its_early_weights(built, lessons, tmp_path, monkeypatch):
+    config, saved = BackboneConfig(steps=2, tokens=1, warmup=2, save_every=1, keep=(0.5,)), []
+
+    def dies(path, *args):
+        saved.append(path.name)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(path, *args)
+
+    save = pretrain_backbone._save
+    monkeypatch.setattr(pretrain_backbone, "_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(built[0]), lessons, config, tmp_path, (WORDS, ANSWERS), report=[].append)
+    train(copy.deepcopy(built[0]), lessons, config, tmp_path, (WORDS, ANSWERS), report=[].append)
+    assert len(saved) > 2 and checkpoint.load(tmp_path / "step-000001.safetensors")[1]["step"] == 1
+
+
 def test_a_checkpoint_of_other_data_or_another_shape_is_refused(model, lessons, data, trained, tmp_path):
     with pytest.raises(ValueError, match=r"last.safetensors was trained on backbone-\w+, .* those of other; name another folder"):
         pretrain_backbone.restore(model, trained[1] / "last.safetensors", "other")
