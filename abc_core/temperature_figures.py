@@ -184,7 +184,8 @@ def _curve(axis, rows: Sequence[dict], study: str, arm: str, column: str, colour
     if len(mine) > 1:
         each = [dict(zip(row["curve"]["step"], row["curve"][column])) for row in mine]
         steps = sorted(set.intersection(*map(set, each)))
-        to, back = (np.log, np.exp) if axis.get_yscale() == "log" and min(min(by.values()) for by in each) > 0 else (np.asarray, np.asarray)
+        geometric = axis.get_yscale() == "log" and all(value > 0 for by in each for value in by.values())
+        to, back = (np.log, np.exp) if geometric else (np.asarray, np.asarray)
         found = [claims.estimate(to([by[s] for by in each]).tolist()) for s in steps]
         axis.plot(steps, back([e.value for e in found]), color=colour, linestyle=dash, linewidth=1.5, label=label)
         if len(mine) >= claims.SEEDS:
