@@ -28,17 +28,17 @@ def batch_of(images: int) -> tuple[Batch, list[str]]:
     return Batch(side.pictures(images), nested, torch.arange(rows), torch.arange(rows)), side.captions(rows, longest=20)
 
 
-def our_step(images: int):
+def our_step(images: int, config: InstructConfig = CONFIG):
     """() -> None, and the embedder."""
-    embedder = models.with_lora(models.ours(), "instruct", CONFIG)
-    train.prepare(embedder, "instruct", CONFIG)
-    (batch, captions), optimizer = batch_of(images), train.make_optimizer(embedder, CONFIG)
+    embedder = models.with_lora(models.ours(), "instruct", config)
+    train.prepare(embedder, "instruct", config)
+    (batch, captions), optimizer = batch_of(images), train.make_optimizer(embedder, config)
     bank = torch.from_numpy(embedder.embed(texts=captions, adapter=False))  # once for the whole training
 
     def step_fn(embedder, batch, config, rows):
         return train.instruct_step(embedder, batch, config, bank, rows)
 
-    return (lambda: train.one_step(embedder, optimizer, batch, step_fn, CONFIG, 0)), embedder
+    return (lambda: train.one_step(embedder, optimizer, batch, step_fn, config, 0)), embedder
 
 
 def their_step(images: int, stock: bool):
