@@ -16,6 +16,8 @@ from abc_core.backbone import LORA_TARGETS, set_visual_tokens
 from abc_core.model import Embedder
 
 BACKBONE = paths.ASSETS / "backbone"
+# (bf16, its name) of what a step is timed in: bfloat16 only where the CPU multiplies it, as training takes it only there.
+ARITHMETICS = [(True, "bfloat16"), (False, "float32")][0 if torch.cpu._is_amx_tile_supported() else 1 :]
 
 
 def ours() -> Embedder:

@@ -102,7 +102,7 @@ def bench(pairs: int = 3, toy: bool = False) -> list[dict]:
     check(4)
     rows, size = [], f"{count} pictures, {count * (1 + NEGATIVES)} captions"
     lean = replace(CONFIG, chunk=2 if toy else CHUNK)
-    for bf16, name in ((True, "bfloat16"), (False, "float32")):
+    for bf16, name in models.ARITHMETICS:
         peer = their_step(count, replace(CONFIG, bf16=bf16))
         for config, how in ((lean, ", saving memory"), (CONFIG, "")):
             ours = our_step(count, replace(config, bf16=bf16))

@@ -9,6 +9,7 @@ import re
 from unittest import mock
 
 import bench
+import bench_models
 import bench_stage1
 import bench_stage2
 import matplotlib.pyplot as plt
@@ -69,16 +70,16 @@ def _part(event) -> str:
 
 
 def measure(toy: bool) -> list[dict]:
-    """A row for each stage, arithmetic and part; a toy measures float32 alone."""
+    """A row for each stage, arithmetic and part."""
     from dataclasses import replace
 
     rows = []
-    for bf16 in (False,) if toy else (False, True):
+    for bf16, arithmetic in bench_models.ARITHMETICS:
         one = bench_stage1.our_step(2 if toy else bench_stage1.PICTURES, replace(bench_stage1.CONFIG, bf16=bf16))
         two = bench_stage2.our_step(2 if toy else bench_stage2.IMAGES, replace(bench_stage2.CONFIG, bf16=bf16))[0]
         for stage, step in (("stage 1", one), ("stage 2", two)):
             took = parts(step)
-            name = f"{stage}, {'bfloat16' if bf16 else 'float32'}"
+            name = f"{stage}, {arithmetic}"
             about = {"threads": torch.get_num_threads(), "versions": side.versions()}
             rows += [{"work": name, "part": k, "ms": v, "share": v / sum(took.values()), **about} for k, v in took.items()]
             print(name, " · ".join(f"{k} {v / sum(took.values()):.0%}" for k, v in took.items()), flush=True)
