@@ -191,7 +191,7 @@ def _estimate(axis, y: float, row: Mapping, colour: str) -> None:
     kept = (_none(row["least"]) or low > row["least"]) and (_none(row["most"]) or high < row["most"])
     _say(axis, COLUMNS["Measured"], y, _measured(row), fontsize=7)
     wanted = f"{_wanted(row)} {row['unit']}{' *' * (kept and verdict_of(row) == FAILS)}"
-    _say(axis, COLUMNS["Wanted"], y, "\n".join(wrap(wanted, WIDTH - COLUMNS["Wanted"] - 0.05, 7)), fontsize=7, linespacing=0.95)
+    _say(axis, COLUMNS["Wanted"], y, "\n".join(wrap(wanted, WIDTH - COLUMNS["Wanted"] - 0.12, 7)), fontsize=7, linespacing=0.95)
 
 
 def _unknown(axis, y: float, row: Mapping, colour: str) -> None:

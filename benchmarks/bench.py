@@ -26,11 +26,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--peak"]:
         return import_module(sys.argv[2]).peak(*sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", choices=[*WORKS, *STUDIES, []], default=[*WORKS, *STUDIES])
+    parser.add_argument("works", nargs="*", choices=[*WORKS, *STUDIES, []], default=[])  # argparse wants the empty list among them
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="sizes of a test; nothing is written")
     args = parser.parse_args()
-    for work in args.works:
+    for work in args.works or [*WORKS, *STUDIES]:
         if work in STUDIES:
             import_module(STUDIES[work]).main(args.toy)
             continue

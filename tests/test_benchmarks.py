@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_the_parts_of_a_profiled_step_of_both_stages_make_up_all_of_it_and_none_
         assert all(took[k] > 0 for k in ("attention", "matrix products", "optimizer", "data", profile.REST))
         assert sum(r["share"] for r in rows if r["work"] == work) == pytest.approx(1)
     profile.plot(rows)
+
+
+@pytest.mark.parametrize("words", [[], ["readers"]])
+def test_all_works_run_unless_some_are_named(words, monkeypatch):
+    bench, ran = import_module("bench"), []
+    monkeypatch.setattr(bench, "import_module", lambda name: ran.append(name) or import_module("readers_of_nothing"))
+    monkeypatch.setitem(sys.modules, "readers_of_nothing", SimpleNamespace(bench=lambda pairs, toy: [], main=lambda toy: None))
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--toy", *words])
+    bench.main()
+    assert ran == ([f"bench_{w}" for w in words] or [*(f"bench_{w}" for w in bench.WORKS), *bench.STUDIES.values()])
 
 
 def test_the_peak_of_a_process_is_at_least_what_its_work_allocates():
