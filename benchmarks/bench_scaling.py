@@ -31,7 +31,7 @@ def slope(sizes, costs) -> float:
 
 def batch(sizes: tuple) -> tuple[list, float, str]:
     """A call for each size, the expected exponent, and what it is of."""
-    return [bench_stage1.our_step(size) for size in sizes], 1.0, "pictures in a stage-1 batch"
+    return [bench_stage1.our_step(size) for size in sizes], 1.0, "pictures in a batch"
 
 
 def corpus(sizes: tuple) -> tuple[list, float, str]:
@@ -42,13 +42,13 @@ def corpus(sizes: tuple) -> tuple[list, float, str]:
 def visual_tokens(sizes: tuple) -> tuple[list, float, str]:
     embedder = models.ours()
     works = [partial(embedder.embed, side.pictures(2, pixels=int(28 * size**0.5))) for size in sizes]
-    return works, slope(sizes, [side.operations(work) for work in works]), "visual tokens of a picture"
+    return works, slope(sizes, [side.operations(work) for work in works]), "visual tokens"
 
 
 def processes(sizes: tuple) -> tuple[list, float, str]:
     """Of `sizes` processes each embeds its share of 64 pictures, with one thread."""
     expected = slope(sizes, [1 / min(size, len(os.sched_getaffinity(0))) for size in sizes])
-    return [Crew(size) for size in sizes], expected, "processes embedding 64 pictures"
+    return [Crew(size) for size in sizes], expected, "processes, 64 pictures"
 
 
 class Crew:
@@ -90,7 +90,7 @@ def peak(count: str) -> None:
 STUDIES = {
     "batch": (batch, (4, 8, 16, 32), (1, 2)),
     "corpus": (corpus, (12_500, 25_000, 50_000, 100_000), (300, 600)),
-    "visual tokens": (visual_tokens, (64, 256, 1024, 2304), (4, 16)),
+    "visual tokens": (visual_tokens, (64, 144, 256, 484), (4, 16)),
     "processes": (processes, (1, 2), (1, 2)),
 }
 
@@ -130,9 +130,9 @@ def plot(rows: list[dict]):
         low, high = float(own[0]["low"]), float(own[0]["high"])
         axis.set_title(f"{float(own[0]['exponent']):.2f} ({low:.2f} – {high:.2f})\nexpected {float(own[0]['expected']):.2f}", fontsize=8)
         axis.set(xscale="log", yscale="log", ylabel="seconds" if axis is axes[0] else None)
-        axis.set_xlabel(own[0]["of"], fontsize=7)
+        axis.set_xlabel(own[0]["of"], fontsize=7.5)
         axis.set_xticks(x, [f"{size:,.0f}" for size in x], fontsize=6)
-        axis.tick_params(axis="y", labelsize=6.5, which="both")
+        axis.set_yticks(y, [f"{seconds:.2g}" for seconds in y], fontsize=6)
         axis.minorticks_off()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
