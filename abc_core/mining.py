@@ -194,10 +194,10 @@ def _miner(q, c, positives, caption_ids, config, first_query: int, device: str) 
         indices, scores = (x.cpu().numpy() for x in decode(search(q_emb, c, limit, allowed, config.pool, config.tile)))
         out = np.empty(len(own), row_type(config))
         out["positive_score"], out["pool_size"] = positive.masked_fill(unreadable, torch.nan).cpu().numpy(), (indices >= 0).sum(1)
-        for k, size in enumerate(out["pool_size"].tolist()):
-            picks = _draw(first_query + part.start + k, size, config)  # K; −1 is empty
-            out["indices"][k] = np.where(picks >= 0, indices[k, picks], -1)
-            out["scores"][k] = np.where(picks >= 0, scores[k, picks], np.nan)
+        sizes = enumerate(out["pool_size"].tolist(), first_query + part.start)
+        picks = np.stack([_draw(query, size, config) for query, size in sizes])  # n, K; −1 is empty
+        out["indices"] = np.where(picks >= 0, np.take_along_axis(indices, picks, 1), -1)
+        out["scores"] = np.where(picks >= 0, np.take_along_axis(scores, picks, 1), np.float32(np.nan))
         return out
 
     return rows

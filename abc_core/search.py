@@ -8,8 +8,12 @@ Steps, for one tile of queries: (1) `read` a tile of candidates; (2) a rough pro
 elsewhere, whose error has a bound (`_near`): pairs that may lie above the worst of the pool so far and below the limit are few once the
 pool is full, and only they are multiplied in float64 (`_products`); where they are many, all are (`_dense`); (3) they join the pool as
 integers that sort like (score, lower column first).
+
+The best of the tiles so far foretell the worst that will stay in the pool (`_rank`), and what is below that is left out too. A query whose
+pool ends below what was left out is searched again without: no guess changes a result.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -44,30 +48,54 @@ def search(q_emb: torch.Tensor, c, limit: torch.Tensor, allowed, pool: int, tile
         limit: float32[n], the highest score that a candidate may have; −inf: none may.
         allowed: (rows int64[S] of q_emb, columns int64[S] of c) -> bool[S], which pairs may be taken.
     """
+    best, floor = _sift(q_emb, c, limit, allowed, pool, tile, True)
+    late = (_worst(best) < floor).nonzero()[:, 0]
+    if len(late):
+        best[late] = _sift(q_emb[late], c, limit[late], lambda row, column: allowed(late[row], column), pool, tile, False)[0]
+    return best
+
+
+def _sift(q_emb, c, limit, allowed, pool: int, tile: int, hopeful: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int64[n, pool] keys, float32[n] a bound below which candidates may have been left out); −inf for all, if not `hopeful`."""
     n, device, rough = len(q_emb), q_emb.device, rough_type(q_emb.device)
-    best, exact, begun = torch.full((n, pool), NOTHING, device=device), q_emb.double(), 0
-    rounded = None if rough is None else _rounded(q_emb, rough)
+    best, floor = torch.full((n, pool), NOTHING, device=device), torch.full((n,), -torch.inf, device=device)
+    exact, rounded, begun = q_emb.double(), None if rough is None else _rounded(q_emb, rough), 0
     memory = torch.empty(n * min(tile, len(c)), dtype=torch.float64, device=device)  # for products, rough or exact
 
-    def joined(columns: slice, guessed: int = 0) -> torch.Tensor | None:
-        c_emb, worst = read(c, columns, "candidate", device), _worst(best)  # a later candidate of the same score ranks behind
+    def joined(columns: slice, guessed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pool with a tile's candidates, and what bounds those left out so far: infinite if a guess does not leave out enough."""
+        c_emb, worst, bound = read(c, columns, "candidate", device), _worst(best), floor
+        if hopeful and columns.start:
+            bound = floor.maximum(_worst(best, _rank(pool, columns.start, len(c))))
+        # A later candidate of the same score ranks behind; of those on the bound none may be left out.
+        worst = worst.maximum(bound.nextafter(torch.full_like(bound, -torch.inf)))
         near = None if rough is None else _near(rounded, _rounded(c_emb, rough), worst, limit, memory.view(rough), guessed)
         if guessed and near is None:
-            return None
+            return best, torch.full_like(floor, torch.inf)
         row, column, found = _dense(exact, c_emb, worst, limit, memory) if near is None else _products(exact, c_emb, *near[:2])
         kept = (found > worst[row]) & (found <= limit[row])
         row, column, found = row[kept], column[kept] + columns.start, found[kept]
         kept = allowed(row, column)
-        fresh = _join(best, row[kept], _encode(found[kept], column[kept]))
-        return None if guessed and (_worst(fresh) < near[2]).any() else fresh
+        return _join(best, row[kept], _encode(found[kept], column[kept])), bound if near is None else bound.maximum(near[2])
 
     columns = slice(0, min(2 * tile, len(c)))
-    if rough is not None and columns.stop > 8 * pool:
-        fresh = joined(columns, pool + pool // 2)
-        best, begun = (best, 0) if fresh is None else (fresh, columns.stop)
+    if hopeful and rough is not None and columns.stop > 8 * pool:
+        rank = _rank(pool, columns.stop, len(c))
+        fresh, bound = joined(columns, rank + rank // 2 + 8)
+        if (_worst(fresh, rank) >= bound).all():
+            best, floor, begun = fresh, bound, columns.stop
     for columns in _steps(begun, len(c), pool, tile if rough is None else 2 * tile):
-        best = joined(columns)
-    return best
+        best, floor = joined(columns)
+    return best, floor
+
+
+def _rank(pool: int, seen: int, count: int) -> int:
+    """A rank among the first `seen` of all `count` candidates that the pool will not reach up to, if their order says nothing.
+
+    Of the pool about pool·seen/count will be among them; five deviations more, and two for where that is a handful, are as good as never.
+    """
+    share = seen / count
+    return min(pool, 2 + math.ceil(pool * share + 5 * math.sqrt(pool * share * (1 - share))))
 
 
 def _join(best: torch.Tensor, row: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -81,9 +109,9 @@ def _join(best: torch.Tensor, row: torch.Tensor, keys: torch.Tensor) -> torch.Te
     return _largest(torch.cat([best, fresh], 1), best.shape[1])
 
 
-def _worst(best: torch.Tensor) -> torch.Tensor:
-    """float32[n]: the lowest score of each pool, −inf while it is not full."""
-    return decode(best[:, -1:])[1][:, 0].nan_to_num(nan=-torch.inf)
+def _worst(best: torch.Tensor, rank: int = 0) -> torch.Tensor:
+    """float32[n]: the lowest score of each pool, or that of a rank from 1 on; −inf while there are fewer."""
+    return decode(best[:, [rank - 1]])[1][:, 0].nan_to_num(nan=-torch.inf)
 
 
 def rough_type(device: torch.device) -> torch.dtype | None:

@@ -92,6 +92,20 @@ def test_mining_in_shards_gives_the_rows_of_mining_at_once():
     assert not np.array_equal(mine(q, c, positives, ids, Numbers(seed=1)).indices, whole.indices)
 
 
+@pytest.mark.parametrize("order", ["any", "best first", "best last"])
+def test_guesses_that_the_order_of_the_candidates_deceives_change_nothing(order, monkeypatch):
+    q, c = np.repeat(vectors(1, 1, 24), 30, 0) + np.float32(0.05) * vectors(3, 30, 24), vectors(2, 900, 24)
+    if order != "any":
+        c = c[np.argsort((c @ q[0]) * (1 if order == "best last" else -1))]
+    again, sift = [], search._sift
+    monkeypatch.setattr(search, "_sift", lambda *args: (args[-1] or again.append(len(args[0])), sift(*args))[1])
+    config, own = Numbers(tile=32, epsilon=1.0, negatives=10), (q @ c.T).argmax(1)
+    mined = mine(q, c, own, np.arange(900), config)
+    pools, _ = brute_force_pool(q, c, own, np.arange(900), config)
+    assert [sorted(row.tolist()) for row in mined.indices] == [sorted(pool) for pool in pools]
+    assert bool(again) == (order == "best first")
+
+
 @pytest.mark.parametrize("rough", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "epsilon"), [("unit", 0.95), ("unit", 0.2), ("clustered", 0.95), ("ties", 0.95), ("opposite", 0.95)])
 def test_a_rough_first_product_changes_no_bit(rough, kind, epsilon, monkeypatch):
@@ -322,7 +336,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         with Held() as watch:
             rows(slice(0, 32))
         held[m] = watch.most
-    assert held[500] == pytest.approx(held[4000], rel=0.05)
+    assert held[4000] <= 1.05 * held[500]
 
 
 @pytest.mark.parametrize(("n", "width", "pool"), [(256, 16, 10), (256, 600, 10), (64, 16, 60)])
