@@ -32,7 +32,7 @@ SAME, IN_TIMES, OTHER = "same", "other times alone", "other"  # how two files co
 # Files that say when, where or how fast: they differ by what they are. Pointers hold paths; indices (`abc_core.index`) are
 # named by where files are.
 APART = ("provenance.json", "run.lock", "lock", "*.path", "*.ipynb", ".doit*", "account.json", "job.yaml", "*.db")
-TIMES = ("seconds", "tokens_per_second", "started", "commit", "dirty")  # of rows and results
+TIMES = ("seconds", "tokens_per_second", "images_per_second", "started", "commit", "dirty")  # of rows and results
 SHOWN = 5  # names of what differs
 SETTINGS = {  # name -> (PYTHONHASHSEED, threads); each is compared with the first, and each hash seed is a process of its own
     "first": ("0", 1),
@@ -130,8 +130,15 @@ def _cells(path: Path) -> dict[tuple, float | str]:
     for n, row in enumerate(rows):
         for column, value in (row if isinstance(row, dict) else {"": row}).items():
             if column not in TIMES:
-                cells[n, column] = _number(value)
+                cells[n, column] = _number(_timeless(value))
     return cells
+
+
+def _timeless(value):
+    """A value of JSON without the times inside it."""
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k not in TIMES}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def _number(value) -> float | str:
