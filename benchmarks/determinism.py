@@ -3,6 +3,8 @@
     python benchmarks/determinism.py --name default ONE/runs OTHER/runs        two folders of runs, or of figures, file by file
     python benchmarks/determinism.py                                           small stages under other threads and another hash seed
 
+    PYTHONHASHSEED=1 PYTHONPATH=elsewhere python benchmarks/determinism.py --stages ONE     small stages with a package from elsewhere
+
 Steps: (1) `compare` pairs the files of two folders by their names, checkpoints tensor by tensor; (2) `stages` trains a miner, mines, and
 trains both stages for a few steps of the shipped backbone; (3) `vary` does so in processes of other settings. Each call replaces its own
 rows of determinism.csv: compared, kind, items (tensors of weights, or files), same, other_times_alone, largest_difference, differs (the
