@@ -2,7 +2,6 @@
 
     python benchmarks/determinism.py --name default ONE/runs OTHER/runs        two folders of runs, or of figures, file by file
     python benchmarks/determinism.py                                           small stages under other threads and another hash seed
-
     PYTHONHASHSEED=1 PYTHONPATH=elsewhere python benchmarks/determinism.py --stages ONE     small stages with a package from elsewhere
 
 Steps: (1) `compare` pairs the files of two folders by their names, checkpoints tensor by tensor; (2) `stages` trains a miner, mines, and
