@@ -329,7 +329,7 @@ class Held(TorchDispatchMode):
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     held = {}
-    for m in (500, 4000):
+    for m in (500, 4000, 16_000):
         vectors(2, m).tofile(tmp_path / f"{m}.bin")
         c = np.memmap(tmp_path / f"{m}.bin", dtype=np.float32, mode="r", shape=(m, 6))
         rows = mining._miner(vectors(1, 100), c, np.arange(100), np.arange(m), Numbers(tile=32), 0, "cpu")  # with 9 bytes a candidate
@@ -337,6 +337,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
             rows(slice(0, 32))
         held[m] = watch.most
     assert held[4000] <= 1.05 * held[500]
+    assert held[16_000] == pytest.approx(held[4000], rel=0.05)
 
 
 @pytest.mark.parametrize(("n", "width", "pool"), [(256, 16, 10), (256, 600, 10), (64, 16, 60)])
