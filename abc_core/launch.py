@@ -9,6 +9,7 @@ one that waits for another says so, and gives up after ABC_PATIENCE seconds (an 
 
 import argparse
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -64,6 +65,9 @@ def launch(job: Path, processes: int, report: Callable = print) -> None:
 @record  # torch's launcher ends its report with the traceback of the process that failed first
 def main(words: list[str] | None = None) -> None:
     """Do a job as one of the processes that torch's launcher started."""
+    # Optimizers import this. Imported with the others joined, its default arguments keep the process group, so that destroying it ends no
+    # thread, and one that still frees a tensor while the interpreter goes aborts the process (pytorch/pytorch#179291).
+    importlib.import_module("torch.distributed.nn.functional")
     from abc_core.jobs import read_job
 
     parser = argparse.ArgumentParser(prog="python -m abc_core.launch", description=main.__doc__)

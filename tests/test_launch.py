@@ -251,6 +251,16 @@ def test_a_process_that_hangs_while_it_validates_is_told_of_and_its_death_ends_t
     assert checkpoint.load(next(runs.glob("pretrain-*")) / "last.safetensors")[1]["step"] == 15
 
 
+def test_a_process_that_is_done_leaves_no_thread_that_could_abort_it(world, runs, tmp_path):
+    file = write_job(pretrain_job(world), tmp_path / "job.yaml")
+    threads = "{open(name).read().strip() for name in glob.glob('/proc/self/task/*/comm')}"
+    code = f"import glob; from abc_core import launch; launch.main([{str(file)!r}]); print({threads})"
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python" in (said := done.stdout.splitlines()[-1]) and "gloo" not in said
+
+
 def test_nothing_trains_on_behind_a_notebook_that_is_gone(world, runs):
     job = pretrain_job(world, steps=5_000)
     run = job.open()

@@ -271,6 +271,7 @@ folder = sys.argv[1]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(sys.argv[2]), world_size=int(sys.argv[3]))
 q, c, positives, ids = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("q", "c", "positives", "ids"))
 mine_to_file(f"{folder}/m.npy", q, c, positives, ids, MiningConfig(pool=10, negatives=3, tile=int(sys.argv[4])))
+dist.destroy_process_group()
 """
 
 
