@@ -6,13 +6,15 @@ per query; (3) `random_negatives` and `similarities` give the comparison; (4) `a
 "negatives" are true of the picture.
 
 `mine` returns arrays; `mine_to_file` does the same tile by tile into a file, resumable, in one process or several; `plan` says before
-what that takes.
+what that takes. On CPU as many tiles are searched side by side as there are threads, up to `AT_ONCE`.
 
 Letters: N queries · M candidates · D embedding width · K negatives per query.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import torch
 
 from abc_core.resumable import fill, spell, spell_bytes, tiles
 from abc_core.search import decode, read, search
+
+AT_ONCE = 8  # tiles of queries, at most, that are searched side by side; each holds its own products
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def mine(q, c, positives, caption_ids, config, first_query: int = 0, device: str
     five (`strata=5`). **Caveat:** for a positive score s < 0 the threshold is s − (1−ε)·|s|, as ε·s would lie above s.
     """
     rows = _miner(q, c, positives, caption_ids, config, first_query, device)
-    return as_mined(np.concatenate([rows(part) for part in tiles(len(q), config.tile)]), config)
+    with _side_by_side(device) as mapped:
+        return as_mined(np.concatenate(list(mapped(rows, tiles(len(q), config.tile)))), config)
 
 
 def mine_to_file(path: Path, q, c, positives, caption_ids, config, device: str = "cpu", report: Callable | None = None) -> Mined:
@@ -72,7 +77,8 @@ def mine_to_file(path: Path, q, c, positives, caption_ids, config, device: str =
         OSError: no room on the disk, or the file could not be written; what was written stays.
     """
     rows = _miner(q, c, positives, caption_ids, config, 0, device)
-    return as_mined(fill(path, len(q), row_type(config), rows, config.tile, report), config)
+    with _side_by_side(device) as mapped:
+        return as_mined(fill(path, len(q), row_type(config), rows, config.tile, report, mapped=mapped), config)
 
 
 def row_type(config) -> np.dtype:
@@ -142,16 +148,17 @@ def plan(queries: int, candidates: int, width: int, config, processes: int = 1, 
         queries, candidates, width, processes, operations=2 * queries * candidates * width, speed=speed,
         embedding_bytes=4 * (queries + candidates) * width, result_bytes=queries * row_type(config).itemsize,
         reading_bytes=4 * -(-len(tiles(queries, config.tile)) // processes) * candidates * width,
-        process_bytes=queries_and_scores + candidates_or_masks + pool + 8 * queries + 9 * candidates,
+        process_bytes=_at_once(device) * (queries_and_scores + candidates_or_masks + pool) + 8 * queries + 9 * candidates,
     )  # fmt: skip
 
 
 def _measured_speed(candidates: int, width: int, config, device: str) -> float:
-    """Operations a second of the search, reading and sorting included: a real tile of random queries against two tiles and against eight.
+    """Operations a second of the search, reading and sorting included: tiles of random queries, as many as are searched side by side,
+    against two tiles of candidates and against eight.
 
     The first tiles cost more, as they fill the pool; what each further one adds is carried on to all M candidates.
     """
-    rng, n, many = np.random.default_rng(0), config.tile, min(8 * config.tile, candidates)
+    rng, n, many = np.random.default_rng(0), config.tile * _at_once(device), min(8 * config.tile, candidates)
     q, c = (rng.standard_normal((rows, width), dtype=np.float32) / np.float32(width**0.5) for rows in (n, many))
 
     def clock(m: int) -> float:
@@ -159,7 +166,8 @@ def _measured_speed(candidates: int, width: int, config, device: str) -> float:
         times = []
         for _ in range(3):  # the fastest, as other work on the machine only slows it down
             start = time.perf_counter()
-            rows(slice(0, n))
+            with _side_by_side(device) as mapped:
+                list(mapped(rows, tiles(n, config.tile)))
             times.append(time.perf_counter() - start)
         return min(times)
 
@@ -167,6 +175,26 @@ def _measured_speed(candidates: int, width: int, config, device: str) -> float:
     first, seconds = clock(few), clock(many)
     seconds += max(0.0, seconds - first) / max(1, many - few) * (candidates - many)
     return 2 * n * candidates * width / seconds
+
+
+def _at_once(device: str) -> int:
+    """Tiles of queries searched side by side."""
+    return min(AT_ONCE, torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
+
+
+@contextmanager
+def _side_by_side(device: str) -> Iterator[Callable]:
+    """`map`, over several tiles at a time, whose comparisons, joins and draws have one thread each and share that of their products."""
+    threads, workers = torch.get_num_threads(), _at_once(device)
+    if workers == 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # for threads that start later, which take what was set last
 
 
 def threshold(positive_scores: torch.Tensor, epsilon: float | None) -> torch.Tensor:

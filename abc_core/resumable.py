@@ -32,6 +32,7 @@ def fill(
     report: Callable | None = None,
     blanks: float = 0.0,
     name: Callable = str,
+    mapped: Callable = map,
 ) -> np.ndarray:
     """Memory map of `count` rows, each block of it what `make` gives for it; in several processes all call this alike, and all wait.
 
@@ -43,6 +44,7 @@ def fill(
         make: slice of rows -> array of these rows.
         blanks: share of the rows that may be nothing but zeros, which says that they could not be made.
         name: number of a row -> text that says what it is, for messages.
+        mapped: how `make` is called for all blocks; an executor's `map` makes some side by side.
     Raises:
         ValueError: the file holds other rows; `make` gave others, or too many blank ones, which are then to do again.
         OSError: the disk has no room, or the file could not be written; what was written stays.
@@ -55,8 +57,9 @@ def fill(
     to_do = [rows for rows in tiles(count, block) if not marks[rows].all()]
     wait()  # nobody writes before everybody knows what there is to do
     started = said = time.monotonic()
-    for rows in to_do[rank::processes]:
-        part = np.ascontiguousarray(make(rows))
+    share = to_do[rank::processes]
+    for rows, part in zip(share, mapped(make, share)):
+        part = np.ascontiguousarray(part)
         if part.dtype != row.base or part.shape != (rows.stop - rows.start, *row.shape):
             raise ValueError(f"{path}: rows {rows.start} to {rows.stop} became {part.dtype}{list(part.shape)}; {row} each was expected")
         blank = ~part.view(np.uint8).reshape(len(part), -1).any(1)

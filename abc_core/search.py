@@ -15,6 +15,7 @@ pool ends below what was left out is searched again without: no guess changes a 
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -163,11 +164,14 @@ def _rounded(x: torch.Tensor, rough: torch.dtype) -> tuple[torch.Tensor, torch.T
 def _products(q_emb: torch.Tensor, c_emb: torch.Tensor, row: torch.Tensor, column: torch.Tensor):
     """(rows, columns, float32[S] scores) of named pairs, row by row, without copies of their vectors."""
     starts = torch.nn.functional.pad(torch.bincount(row, minlength=len(q_emb)).cumsum(0), (1, 0))
-    shape, zeros = (len(q_emb), len(c_emb)), torch.zeros(len(row), dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
+    pairs = _sparse(starts, column, torch.zeros(len(row), dtype=torch.float64), (len(q_emb), len(c_emb)))
     return row, column, torch.sparse.sampled_addmm(pairs, q_emb, c_emb.double().T, beta=0.0).values().float()
+
+
+_sparse = partial(torch.sparse_csr_tensor, check_invariants=False)
+with warnings.catch_warnings():  # torch says once that these are in beta; filters are not for threads, so it says it here
+    warnings.simplefilter("ignore")
+    _sparse(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))
 
 
 def _dense(q_emb: torch.Tensor, c_emb: torch.Tensor, worst: torch.Tensor, limit: torch.Tensor, memory):

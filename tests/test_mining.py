@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -220,6 +222,24 @@ def test_mining_into_a_file_gives_what_mining_gives(tile, corpus, tmp_path):
     whole, mined = mine(*corpus, Numbers()), mine_to_file(tmp_path / "m.npy", *corpus, Numbers(tile=tile))
     assert same(whole, mined) and mined.counts == whole.counts and isinstance(mined.indices, np.memmap)
     assert same(as_mined(np.load(tmp_path / "m.npy"), Numbers()), whole)
+
+
+def test_tiles_side_by_side_give_the_same_and_leave_the_threads_as_they_were(corpus, tmp_path, monkeypatch):
+    whole, threads, seen = mine(*corpus, Numbers()), torch.get_num_threads(), set()
+    monkeypatch.setattr(mining, "search", lambda *args: (seen.add(threading.current_thread().name), search.search(*args))[1])
+    broken = corpus[1].copy()
+    broken[5] = np.nan
+    try:
+        torch.set_num_threads(3)
+        assert same(mine_to_file(tmp_path / "m.npy", *corpus, Numbers(tile=1)), whole)
+        assert len(seen) > 1 and "MainThread" not in seen
+        assert same(mine(*corpus, Numbers(tile=7)), whole)
+        with pytest.raises(ValueError, match="candidate 5 is not finite"):
+            mine(corpus[0], broken, *corpus[2:], Numbers(tile=1))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("where", ["inside a tile", "before its rows are written", "before they are recorded"])
