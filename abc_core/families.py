@@ -109,7 +109,7 @@ def _llava_next(base):
 class Lesson:
     """Numbers of the teaching: operations in all (equal for every family), pictures a step, questions of each, and what they are about."""
 
-    flops: float
+    flops: float = 3e13
     pictures: int = 24
     questions: int = 3
     kinds: tuple[str, ...] = ("content", "place", "look")
@@ -242,19 +242,19 @@ class Backbones:
     Args:
         shipped: folder of the backbone of all other studies. checkpoints: folder of those of its training ("" is RUNS/backbone), of which
             the first, the middle and the last one are taken; none if it is empty.
-        families: taught here. flops: operations of each; 3e13 are five minutes of one core. lessons, asked: pictures to draw.
+        families: taught here, each anew for every number of operations in `flops`; 3e13 are five minutes of one core. lessons, asked:
+            pictures to draw.
     """
 
     shipped: str
     checkpoints: str = ""
     families: Sequence[str] = tuple(FAMILIES)
-    flops: float = 3e13
+    flops: Sequence[float] = (3e13,)
     lessons: int = 3000
     asked: int = 200
 
     def made(self, report: Callable = print) -> dict[str, tuple[Path, int | None, float]]:
         """name -> (folder, most visual tokens or None, generative accuracy); what is missing is drawn, taught and exported."""
-        lesson = Lesson(flops=self.flops)
         data = draw_part(paths.DATA, "backbone", self.lessons, report=report)
         test = draw_part(paths.DATA, "backbone_test", TEST_IMAGES, report=report)
         at = paths.ROOT / self.checkpoints if self.checkpoints else paths.RUNS / "backbone"
@@ -262,9 +262,15 @@ class Backbones:
         taken = {*saved[:1], *saved[len(saved) // 2 :][:1], *saved[-1:]}
         found = {f"step {int(path.stem[5:])}": (exported(path, paths.ROOT / self.shipped), None) for path in taken}
         found["shipped"] = paths.ROOT / self.shipped, None
-        found |= {family: (taught(family, data, lesson, report), FAMILIES[family]) for family in self.families}
-        score = lambda folder, most: generative(folder, test, most or FAMILIES["qwen2_vl"], lesson, self.asked)  # noqa: E731
+        for flops in self.flops:
+            lesson = Lesson(flops=flops)
+            found |= {_name(family, flops): (taught(family, data, lesson, report), FAMILIES[family]) for family in self.families}
+        score = lambda folder, most: generative(folder, test, most or FAMILIES["qwen2_vl"], Lesson(), self.asked)  # noqa: E731
         return {name: (folder, most, score(folder, most)) for name, (folder, most) in sorted(found.items())}
+
+
+def _name(family: str, flops: float) -> str:
+    return f"{family}, {flops / 1e12:g} TFLOP"
 
 
 def arms(base: Stage1, backbones: Backbones, report: Callable = print) -> list[studies.Arm]:
