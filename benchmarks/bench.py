@@ -1,8 +1,8 @@
 """Ours beside the peers: one table and one figure, bench.csv and bench.png; every row by itself if wanted.
 
 Each row times ours and the peer's in turn in one run, several pairs, after their results were found equal (`side_by_side`). A second run
-of a work replaces its rows. Works: mining, stage1, stage2, embedding, readers; beside them the studies scaling, profile and settings,
-each with a table and a figure of its own.
+of a work replaces its rows. Works: mining, stage1, stage2, embedding, readers; beside them the studies scaling, profile, mining_profile
+and settings, each with a table and a figure of its own.
 
 `make bench`, or `python benchmarks/bench.py [work …] [--pairs 3] [--toy]`
 """
@@ -17,7 +17,7 @@ import side_by_side as side
 from abc_core import figures
 
 WORKS = ("mining", "stage1", "stage2", "embedding", "readers")
-STUDIES = {"scaling": "bench_scaling", "profile": "step_profile", "settings": "settings"}
+STUDIES = {"scaling": "bench_scaling", "profile": "step_profile", "mining_profile": "mining_profile", "settings": "settings"}
 
 
 def main() -> None:

@@ -87,21 +87,22 @@ def measure(toy: bool) -> list[dict]:
 
 
 @figures.drawn
-def plot(rows: list[dict]):
-    """A bar for each step, cut into parts."""
+def plot(rows: list[dict], says: str = "share of a profiled step's time, per cent of it written inside"):
+    """A bar for each step, or other work, cut into parts."""
     works, names = (list(dict.fromkeys(row[k] for row in rows)) for k in ("work", "part"))
     fig, axis = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.42 * len(works)))
     left = dict.fromkeys(works, 0.0)
     for part, colour in zip(names, sns.color_palette("colorblind", len(names))):
+        ink = "white" if sum(colour) < 2.2 else figures.INK
         for row in (row for row in rows if row["part"] == part):
             y, share = works[::-1].index(row["work"]), float(row["share"])
             axis.barh(y, share, left=left[row["work"]], color=colour, height=0.66, edgecolor="white", label=part if y == 0 else None)
             if share > 0.04:
-                axis.text(left[row["work"]] + share / 2, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color="white")
+                axis.text(left[row["work"]] + share / 2, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=ink)
             left[row["work"]] += share
     totals = {work: sum(float(row["ms"]) for row in rows if row["work"] == work) for work in works}
     axis.set_yticks(range(len(works)), [f"{work}\n{totals[work] / 1000:.2f} s" for work in works[::-1]])
-    axis.set(xlim=(0, 1), xlabel="share of a profiled step's time, per cent of it written inside")
+    axis.set(xlim=(0, 1), xlabel=says)
     figures.per_cent(axis.xaxis)
     axis.grid(axis="y", visible=False)
     fig.legend(loc="outside upper center", ncols=len(names))

@@ -82,6 +82,14 @@ def test_the_parts_of_a_profiled_step_of_both_stages_make_up_all_of_it_and_none_
     profile.plot(rows)
 
 
+def test_the_parts_of_profiled_mining_make_up_all_of_it_and_none_is_empty():
+    profile = import_module("mining_profile")
+    rows = profile.measure(toy=True)
+    assert {r["part"] for r in rows} == {*profile.PARTS, profile.REST} and all(r["ms"] > 0 for r in rows)
+    assert sum(r["share"] for r in rows) == pytest.approx(1)
+    import_module("step_profile").plot(rows)
+
+
 @pytest.mark.parametrize("words", [[], ["readers"]])
 def test_all_works_run_unless_some_are_named(words, monkeypatch):
     bench, ran = import_module("bench"), []
