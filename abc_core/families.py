@@ -242,8 +242,8 @@ class Backbones:
     Args:
         shipped: folder of the backbone of all other studies. checkpoints: folder of those of its training ("" is RUNS/backbone), of which
             the first, the middle and the last one are taken; none if it is empty.
-        families: taught here, each anew for every number of operations in `flops`; 3e13 are five minutes of one core. lessons, asked:
-            pictures to draw.
+        families: taught here, each anew for every number of operations in `flops`; 3e13 are five minutes of one core that multiplies
+            bfloat16, ten to twenty of one that does not. lessons, asked: pictures to draw.
     """
 
     shipped: str
