@@ -6,7 +6,7 @@ PROFILE ?= default
 
 export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
-# Training allocates and frees large blocks; keeping them in the heap makes steps 2 % faster on CPU (benchmarks/settings.csv).
+# Training allocates and frees large blocks; keeping them in the heap makes steps up to 1 % faster on CPU (benchmarks/settings.csv).
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 

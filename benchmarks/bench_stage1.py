@@ -19,7 +19,7 @@ from abc_core import train
 from abc_core.batches import Batch
 from abc_core.config import PretrainConfig
 
-PICTURES, NEGATIVES, CHUNK = 32, 3, 16  # 128 captions
+PICTURES, NEGATIVES, CHUNK = 32, 3, 8  # 128 captions
 CONFIG = PretrainConfig(queries=PICTURES, negatives=NEGATIVES, learn_temperature=False, bf16=False, clip=1.0)
 THEIRS = "sentence-transformers CachedMultipleNegativesRankingLoss"
 
