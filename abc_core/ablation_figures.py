@@ -16,6 +16,7 @@ from abc_core.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, WIDTH, drawn, 
 
 LOOKS = ((BLUE, "o"), (GREEN, "s"), (ORANGE, "D"), (RED, "v"))  # of the columns of a panel, in their order
 SETS = {"val_accuracy": "in distribution", "ood_accuracy": "out of it"}
+PER_CENT = (0, 1, 2, 5, 10, 20, 50, 100)  # ticks of logarithmic shares
 ASKED = {"ctrlbench": "its instruction", "another": "another picture's", "without": "none"}
 
 
@@ -80,24 +81,31 @@ def plot_stage2(rows: Sequence[dict]):
 @drawn
 def plot_backbones(rows: Sequence[dict]):
     """Table 4: what embedders get over what their backbones answer, in and out of distribution; a mark is a backbone."""
-    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.0), sharex=True)
-    mine = [r for r in rows if r["study"] == "backbones"]
-    for axis, (column, where), (colour, marker) in zip(axes, SETS.items(), LOOKS):
-        for name in dict.fromkeys(r["arm"] for r in mine):
+    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharex=True)
+    mine = sorted((r for r in rows if r["study"] == "backbones"), key=lambda r: -r["value"])
+    names = list(dict.fromkeys(r["arm"] for r in mine))
+    for axis, (column, where) in zip(axes, SETS.items()):
+        for k, (name, colour) in enumerate(zip(names, sns.color_palette("colorblind", len(names)))):
             values = [r[column] for r in mine if r["arm"] == name and r.get(column) is not None]
             if not values:
                 continue
             x, mean = next(r["value"] for r in mine if r["arm"] == name), claims.estimate(values)
             axis.plot([x] * len(values), values, ".", color=colour, markersize=3, alpha=0.5)
-            axis.plot(x, mean.value, marker=marker, color=colour, markersize=5)
+            axis.plot(x, mean.value, marker="osDv^P"[k % 6], color=colour, markersize=5, linestyle="none", label=name.replace("_", "-"))
             if len(values) >= claims.SEEDS:
-                axis.vlines(x, mean.low, mean.high, color=colour, linewidth=1)
-            axis.annotate(name.replace("_", "-"), (x, mean.value), (4, 4), textcoords="offset points", fontsize=7)
+                axis.vlines(x, max(0, mean.low), mean.high, color=colour, linewidth=1)
         axis.set_title(f"Validation accuracy (%), {where}", fontsize=8.5)
         if mine:
             axis.set_xlabel("questions answered by the backbone (%)")
+            axis.set_xscale("symlog", linthresh=1)
+            axis.set_yscale("symlog", linthresh=1)
+            axis.set(xlim=(0, 110), ylim=(0, 110), xticks=PER_CENT, yticks=PER_CENT)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
         else:
             _empty(axis)
+    _legend(fig, axes, 4)
     return fig
 
 
@@ -173,11 +181,11 @@ def _false_negatives(axis, rows: Sequence[dict]) -> None:
     axis.grid(False, axis="x")
 
 
-def _legend(fig, axes) -> None:
+def _legend(fig, axes, ncols: int | None = None) -> None:
     """One legend for all panels, above them; a label that several panels have, once."""
     known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     if known:
-        fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=len(known), fontsize=7.5)
+        fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=ncols or len(known), fontsize=7.5)
 
 
 def _empty(axis) -> None:
