@@ -240,8 +240,8 @@ class Backbones:
     """Which backbones are compared.
 
     Args:
-        shipped: folder of the backbone of all other studies. checkpoints: folder of those of its training ("" is RUNS/backbone), of which
-            the first, the middle and the last one are taken; none if it is empty.
+        shipped: folder of the backbone of all other studies. checkpoints: folder of those of its training ("" is RUNS/backbone), each the
+            weights that `pretrain_backbone` keeps (step-000535.safetensors) or a whole backbone (step-004200/); none if it is empty.
         families: taught here, each anew for every number of operations in `flops`; 3e13 are five minutes of one core that multiplies
             bfloat16, ten to twenty of one that does not. lessons, asked: pictures to draw.
     """
@@ -249,7 +249,7 @@ class Backbones:
     shipped: str
     checkpoints: str = ""
     families: Sequence[str] = tuple(FAMILIES)
-    flops: Sequence[float] = (3e13,)
+    flops: Sequence[float] = (Lesson.flops,)
     lessons: int = 3000
     asked: int = 200
 
@@ -258,19 +258,15 @@ class Backbones:
         data = draw_part(paths.DATA, "backbone", self.lessons, report=report)
         test = draw_part(paths.DATA, "backbone_test", TEST_IMAGES, report=report)
         at = paths.ROOT / self.checkpoints if self.checkpoints else paths.RUNS / "backbone"
-        saved = sorted(at.glob("step-*.safetensors"))
-        taken = {*saved[:1], *saved[len(saved) // 2 :][:1], *saved[-1:]}
-        found = {f"step {int(path.stem[5:])}": (exported(path, paths.ROOT / self.shipped), None) for path in taken}
+        early = {path: path if path.is_dir() else exported(path, paths.ROOT / self.shipped) for path in at.glob("step-*")}
+        found = {f"step {int(path.stem[5:])}": (folder, None) for path, folder in early.items()}
         found["shipped"] = paths.ROOT / self.shipped, None
         for flops in self.flops:
             lesson = Lesson(flops=flops)
-            found |= {_name(family, flops): (taught(family, data, lesson, report), FAMILIES[family]) for family in self.families}
+            named = {family: f"{family}, {flops / 1e12:g} TFLOP" for family in self.families}
+            found |= {name: (taught(family, data, lesson, report), FAMILIES[family]) for family, name in named.items()}
         score = lambda folder, most: generative(folder, test, most or FAMILIES["qwen2_vl"], Lesson(), self.asked)  # noqa: E731
         return {name: (folder, most, score(folder, most)) for name, (folder, most) in sorted(found.items())}
-
-
-def _name(family: str, flops: float) -> str:
-    return f"{family}, {flops / 1e12:g} TFLOP"
 
 
 def arms(base: Stage1, backbones: Backbones, report: Callable = print) -> list[studies.Arm]:

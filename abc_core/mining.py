@@ -148,7 +148,7 @@ def plan(queries: int, candidates: int, width: int, config, processes: int = 1, 
         queries, candidates, width, processes, operations=2 * queries * candidates * width, speed=speed,
         embedding_bytes=4 * (queries + candidates) * width, result_bytes=queries * row_type(config).itemsize,
         reading_bytes=4 * -(-len(tiles(queries, config.tile)) // processes) * candidates * width,
-        process_bytes=_at_once(device) * (queries_and_scores + candidates_or_masks + pool) + 8 * queries + 9 * candidates,
+        process_bytes=_at_once(device, processes) * (queries_and_scores + candidates_or_masks + pool) + 8 * queries + 9 * candidates,
     )  # fmt: skip
 
 
@@ -177,9 +177,9 @@ def _measured_speed(candidates: int, width: int, config, device: str) -> float:
     return 2 * n * candidates * width / seconds
 
 
-def _at_once(device: str) -> int:
-    """Tiles of queries searched side by side."""
-    return min(AT_ONCE, torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
+def _at_once(device: str, processes: int = 1) -> int:
+    """Tiles of queries that each process searches side by side; several processes share the threads that this one has."""
+    return max(1, min(AT_ONCE, torch.get_num_threads() // processes)) if torch.device(device).type == "cpu" else 1
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class BackboneConfig:
     save_every: int = 50
     keep: tuple[float, ...] = (0.1, 0.5)  # shares of the steps whose weights are kept, for the study of backbones
     seed: int = 0
-    bf16: bool = True  # autocast; several times faster where the processor has AMX
+    bf16: bool = True  # autocast; several times faster where the processor has AMX, slower where it has not
 
 
 def optimizers(model: nn.Module, config: BackboneConfig) -> dict[str, torch.optim.Optimizer]:
@@ -221,7 +221,7 @@ def main(words: list[str] | None = None) -> None:
     report = partial(print, flush=True)
     data = draw_part(paths.DATA, "backbone", args.images, report=report)
     test = draw_part(paths.DATA, "backbone_test", TEST_IMAGES, report=report)
-    config = BackboneConfig(steps=args.steps)
+    config = BackboneConfig(steps=args.steps, bf16=torch.cpu._is_amx_tile_supported())
     model, processor = build(tokenizer_texts(data), seed=config.seed)
     if not args.export:
         train(model, Lessons(data, processor, config.seed, dense=True, relight=0.3), config, args.out, report=report)

@@ -1,10 +1,13 @@
 """Backbones of three families are of like size, learn through the same code, and their ranks decide either way."""
 
+import shutil
+
 import pytest
+import torch
 from test_instruct_ablations import rows_of
 from test_launch import quiet, runs_at
 
-from abc_core import ablation_figures, claims, families
+from abc_core import ablation_figures, checkpoint, claims, families, paths
 from abc_core.backbone import load_backbone
 from abc_core.openmoji.world import World, draw_part
 
@@ -29,6 +32,19 @@ def test_a_family_is_taught_for_its_operations_and_loads_as_a_backbone(family, d
     assert load_backbone(folder)[0].config.model_type == family
     assert families.taught(family, data, lesson, quiet) == folder
     assert 0 <= families.generative(folder, data, families.FAMILIES[family], lesson, 1) <= 100
+
+
+def test_weights_that_a_training_kept_and_whole_backbones_are_asked_beside_the_shipped_one(data, tmp_path, monkeypatch):
+    runs_at(tmp_path / "runs", monkeypatch)
+    monkeypatch.setattr(families, "draw_part", lambda *_, **__: data)
+    shipped = paths.ROOT / "assets" / "backbone"
+    weights = {name: torch.zeros_like(p) for name, p in load_backbone(shipped)[0].named_parameters()}
+    checkpoint.save(tmp_path / "step-000002.safetensors", weights, step=2, data=data.name)
+    shutil.copytree(shipped, tmp_path / "step-000040")
+    found = families.Backbones(shipped="assets/backbone", checkpoints=str(tmp_path), families=(), asked=2).made(quiet)
+    assert set(found) == {"step 2", "step 40", "shipped"} and found["step 40"][0] == tmp_path / "step-000040"
+    assert found["step 40"][2] == found["shipped"][2] > found["step 2"][2] == 0
+    assert not any(p.any() for p in load_backbone(found["step 2"][0])[0].parameters())
 
 
 def test_the_rule_of_backbones_comes_out_either_way_and_their_figure_is_drawn():

@@ -328,6 +328,13 @@ def test_the_plan_has_the_bytes_of_the_files_and_measures_a_speed(corpus, tmp_pa
     assert len(mined.indices) == found.queries
 
 
+def test_processes_that_share_the_cores_search_fewer_tiles_side_by_side(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    sizes = (plan(50, 70, 8, Numbers(), processes, speed=1.0).process_bytes for processes in (1, 2, 4, 8))
+    one, two, four, eight = (size - (8 * 50 + 9 * 70) for size in sizes)
+    assert one == 2 * two == 4 * four == 4 * eight > 0
+
+
 class Held(TorchDispatchMode):
     """The most bytes that tensors made while it is on held at one time."""
 
