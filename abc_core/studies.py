@@ -269,9 +269,10 @@ def study_all(
     Args:
         row: finished arm -> its row. name: of the log.
         from_log: an arm whose row the profile's log has, with the same numbers, is not trained again, on whatever machine and from whatever
-            weights it was: for studies of many hours, whose logs are committed and whose runs are not. Delete the log to begin anew.
+            weights it was: for studies of many hours, whose logs are committed and whose runs are not. Rows of other arms stay in the log.
+            Delete it to begin anew.
     """
-    found = logged(arms, name, profile) if from_log else {}
+    found, others = (logged(arms, name, profile), kept(name, profile)) if from_log else ({}, [])
     if found:
         report(f"{len(found)} of {len(arms)} arms are in {log_file(profile, name).relative_to(paths.ROOT)} already")
     for study in dict.fromkeys(arm.study for arm in arms):
@@ -281,7 +282,7 @@ def study_all(
             train_all(missing, at_once, report, processes)
             rows = [row(arm) | {"numbers": numbers_of(arm)} for arm in missing]
             found |= {place(one): one for one in rows}
-            keep(profile, name, list(found.values()))
+            keep_with(profile, name, list(found.values()), others)
     return [found[arm.study, arm.name, arm.seed] for arm in arms]
 
 

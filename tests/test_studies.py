@@ -138,6 +138,7 @@ def test_rows_of_a_log_are_not_trained_again_on_another_machine(arms, tmp_path, 
     other = arms[2]._replace(job=replace(arms[2].job, config=replace(arms[2].job.config, learning_rate=1e-5)))
     studies.study_all([other], row_with(made), **take, from_log=True)
     assert made[3:] == ["0.7"], "an arm with other numbers is another arm"
+    assert {studies.place(row) for row in studies.kept("08")} == {studies.place(row) for row in again}, "rows of other arms stay"
     studies.study_all([other], row_with(made), **take)
     assert made[4:] == ["0.7"], "without from_log a log is not read"
 
