@@ -91,7 +91,7 @@ class BackboneConfig:
     warmup: int = 20
     cooldown: float = 0.2  # last part of the steps, in which the learning rate falls linearly to zero
     save_every: int = 50
-    keep: tuple[float, ...] = (0.1, 0.5)  # shares of the steps whose weights are kept, for the study of backbones
+    keep: tuple[float, ...] = (0.1, 0.3, 0.5)  # shares of the steps whose weights are kept, for the study of backbones
     seed: int = 0
     bf16: bool = True  # autocast; several times faster where the processor has AMX, slower where it has not
 
