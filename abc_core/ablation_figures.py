@@ -85,6 +85,7 @@ def plot_backbones(rows: Sequence[dict]):
     mine = sorted((r for r in rows if r["study"] == "backbones"), key=lambda r: -r["value"])
     names = list(dict.fromkeys(r["arm"] for r in mine))
     for axis, (column, where) in zip(axes, SETS.items()):
+        means = {}
         for k, (name, colour) in enumerate(zip(names, sns.color_palette("colorblind", len(names)))):
             values = [r[column] for r in mine if r["arm"] == name and r.get(column) is not None]
             if not values:
@@ -94,6 +95,11 @@ def plot_backbones(rows: Sequence[dict]):
             axis.plot(x, mean.value, marker="osDv^P"[k % 6], color=colour, markersize=5, linestyle="none", label=name.replace("_", "-"))
             if len(values) >= claims.SEEDS:
                 axis.vlines(x, max(0, mean.low), mean.high, color=colour, linewidth=1)
+            means[name] = x, mean.value
+        steps = sorted((name for name in means if name.startswith("step ")), key=lambda name: int(name[5:]))
+        if steps and "shipped" in means:
+            label = "steps to the shipped one"
+            axis.plot(*zip(*(means[name] for name in [*steps, "shipped"])), ":", color="0.5", linewidth=1, zorder=0, label=label)
         axis.set_title(f"Validation accuracy (%), {where}", fontsize=8.5)
         if mine:
             axis.set_xlabel("questions answered by the backbone (%)")
