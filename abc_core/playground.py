@@ -71,7 +71,7 @@ def plot_explored(picture, rows: Sequence[dict]):
     for k, row in enumerate(rows):
         bars.text(row["moved"] + 1, k, f"{row['moved']:.0f}°", va="center", fontsize=8)
         caption, score = row["nearest"][0]
-        found.text(0, k, "\n".join(wrap(caption, inches - 0.5)), va="center", fontsize=8)
+        found.text(0, k, "\n".join(wrap(caption, inches - 0.75)), va="center", fontsize=8)
         found.text(1, k, f"{score:.2f}", va="center", ha="right", fontsize=8, color=GREY)
     bars.set(yticks=range(n), yticklabels=labels, ylim=(n - 0.4, -0.6), xlabel="degrees from the picture alone")
     bars.set_xlim(0, 1.18 * max(row["moved"] for row in rows) + 1)
