@@ -258,8 +258,9 @@ class Backbones:
         data = draw_part(paths.DATA, "backbone", self.lessons, report=report)
         test = draw_part(paths.DATA, "backbone_test", TEST_IMAGES, report=report)
         at = paths.ROOT / self.checkpoints if self.checkpoints else paths.RUNS / "backbone"
-        early = {path: path if path.is_dir() else exported(path, paths.ROOT / self.shipped) for path in at.glob("step-*")}
-        found = {f"step {int(path.stem[5:])}": (folder, None) for path, folder in early.items()}
+        early = {path.stem: exported(path, paths.ROOT / self.shipped) for path in at.glob("step-*.safetensors")}
+        early |= {path.name: path for path in at.glob("step-*/")}
+        found = {f"step {int(name[5:])}": (folder, None) for name, folder in early.items()}
         found["shipped"] = paths.ROOT / self.shipped, None
         for flops in self.flops:
             lesson = Lesson(flops=flops)

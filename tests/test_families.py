@@ -41,6 +41,7 @@ def test_weights_that_a_training_kept_and_whole_backbones_are_asked_beside_the_s
     weights = {name: torch.zeros_like(p) for name, p in load_backbone(shipped)[0].named_parameters()}
     checkpoint.save(tmp_path / "step-000002.safetensors", weights, step=2, data=data.name)
     shutil.copytree(shipped, tmp_path / "step-000040")
+    (tmp_path / "step-000050.safetensors.partial").touch()  # of a killed training
     found = families.Backbones(shipped="assets/backbone", checkpoints=str(tmp_path), families=(), asked=2).made(quiet)
     assert set(found) == {"step 2", "step 40", "shipped"} and found["step 40"][0] == tmp_path / "step-000040"
     assert found["step 40"][2] == found["shipped"][2] > found["step 2"][2] == 0
