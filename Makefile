@@ -30,14 +30,14 @@ rehearse: $(READY)
 	ABC_PROFILE=rehearse $(VENV) -m doit
 
 check: $(READY)
-	$(VENV) -m abc_core.check $(PROFILE)
+	$(VENV) -m abc_core.reproduce.check $(PROFILE)
 
 html: $(READY)
-	$(VENV) -m abc_core.site $(PROFILE)
+	$(VENV) -m abc_core.reproduce.site $(PROFILE)
 
 # The committed figures again, from committed rows.
 figures: $(READY)
-	$(VENV) -m abc_core.redraw
+	$(VENV) -m abc_core.reproduce.redraw
 
 test: check-style
 	$(VENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
@@ -61,14 +61,14 @@ e2e: $(TOOLS) .venv/.e2e-$(SUM)
 	ABC_E2E=1 ABC_PROFILE=$(PROFILE) $(VENV) -m pytest -q tests/e2e
 
 backbone: $(READY)
-	$(VENV) -m abc_core.pretrain_backbone
+	$(VENV) -m abc_core.miniature.backbone
 
 bench: $(TOOLS)
 	$(VENV) benchmarks/bench.py
 
 # Kills, full disks, damaged files and the like, many times over; ONLY="kill, stage 1" one of them.
 faults: $(TOOLS)
-	PYTHONPATH=tests $(VENV) tests/faults/campaign.py $(if $(ONLY),--only "$(ONLY)")
+	PYTHONPATH=tests/made $(VENV) tests/faults/campaign.py $(if $(ONLY),--only "$(ONLY)")
 
 $(READY):
 	@$(PYTHON) $(NEW_ENOUGH) 2>/dev/null || { echo "abc_core needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }

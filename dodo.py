@@ -9,7 +9,9 @@ import os
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.tools import config_changed
 
-from abc_core import notebooks, paths
+from abc_core.reproduce import profiles
+from abc_core.reproduce import run as notebooks
+from abc_core.runs import paths
 
 PROFILE = os.environ.get("ABC_PROFILE") or "default"
 paths.RUNS.mkdir(parents=True, exist_ok=True)
@@ -20,9 +22,9 @@ def task_notebook():
     """Run the notebooks in their order."""
     shared = [*(paths.ROOT / "abc_core").rglob("*.py"), *(p for p in (paths.ASSETS / "backbone").glob("*") if p.is_file())]
     before = []
-    for notebook in notebooks.find():
+    for notebook in profiles.find():
         try:
-            values = notebooks.parameters(notebook, PROFILE)
+            values = profiles.parameters(notebook, PROFILE)
         except ValueError as error:
             raise InvalidDodoFile(str(error)) from error
         output = notebooks.executed(notebook, PROFILE)

@@ -215,7 +215,7 @@ def load_embedder(cls, path: Path):
         ValueError: the file is no checkpoint, not one of an embedder, or the backbone's weights are not those that it was trained on
             (a file of before these were noted is not checked).
     """
-    from abc_core.paths import ROOT
+    from abc_core.runs.paths import ROOT
 
     if not Path(path).exists():
         raise FileNotFoundError(f"no trained embedder at {path}; notebook 02 trains stage 1, notebook 03 stage 2 (`make reproduce`)")

@@ -95,7 +95,7 @@ _WHOLE = "autocast_sdpa"
 def _attention_whole(module, query, key, value, attention_mask, **options):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if getattr(module, "watched", None) is not None:  # `abc_core.pointing`
+    if getattr(module, "watched", None) is not None:  # `abc_core.miniature.backbone.pointing`
         module.watched.append((query, key))
     with _whole(query) as whole:
         out, _ = sdpa_attention_forward(module, *whole(query, key, value), attention_mask, **options)
@@ -166,7 +166,7 @@ def load_backbone(path, dtype: torch.dtype = torch.float32, device: str = "cpu",
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from abc_core.data import read_json
+    from abc_core.runs.files import read_json
 
     if not (Path(path) / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no config.json, so no backbone; assets/backbone is the embedded one (`make backbone`)")

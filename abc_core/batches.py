@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from abc_core.data import UnreadableImage, caption_ids, open_image
-from abc_core.parallel import rank_and_count, share
+from abc_core.data.pictures import UnreadableImage, open_image
+from abc_core.data.texts import caption_ids
+from abc_core.runs.processes import rank_and_count, share
 
 
 @dataclass(frozen=True)

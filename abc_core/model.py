@@ -33,14 +33,13 @@ from abc_core.backbone import (
     picture_features,
     set_visual_tokens,
 )
-from abc_core.data import open_image
-from abc_core.inputs import check_rows
-from abc_core.latent_pooling import LatentPooling
+from abc_core.data.inputs import check_rows
+from abc_core.data.pictures import open_image
 from abc_core.loss import Temperature
-from abc_core.paths import ROOT
 from abc_core.prompts import Prompts
+from abc_core.runs.paths import ROOT
 
-POOLINGS = ("attended", "as_published", "last", "latent", "visual")
+POOLINGS = ("attended", "as_published", "last", "visual")
 
 
 class Head(nn.Module):
@@ -91,7 +90,7 @@ class Embedder(nn.Module):
         head: use eq. 1's residual head. head_hidden, head_bias: see `Head`. temperature_parametrisation: see `Temperature`.
         pooling: "attended" averages the attended tokens; "as_published" averages all of a row, padding too, without the token id 0;
             "last" takes the last attended token (VLM2Vec, E5-V); "visual" averages a picture's visual tokens, and the attended tokens of a
-            text; "latent" lets the attended tokens read trained latents first (NV-Embed, `latent_pooling`), and starts as "attended".
+            text.
         positions: "model" leaves them to the model (M-RoPE); "as_published" numbers the tokens of a row 0 to L − 1.
 
     **Authors' code:** pooling and positions "as_published", so that an embedding depends on the padding of its batch, here of its length
@@ -128,8 +127,6 @@ class Embedder(nn.Module):
         self.pooling, self.positions = pooling, positions
         self.width = model.config.get_text_config().hidden_size
         self.head = Head(self.width, head_hidden, head_bias) if head else nn.Identity()
-        if pooling == "latent":
-            self.head.latent = LatentPooling(self.width)  # below the head, since it trains, freezes and is saved with it
         self.temperature = Temperature(parametrisation=temperature_parametrisation)
         self.lora: dict[str, dict] = {}  # stage -> rank, alpha, dropout
         self.merged: dict[str, torch.Tensor] = {}  # tensors of stages that were fused into the backbone
@@ -148,13 +145,6 @@ class Embedder(nn.Module):
         """
         path = Path(path)
         return adapters.load_embedder(cls, path / "model.safetensors" if path.is_dir() else path).to(device)
-
-    @classmethod
-    def load_released(cls, *args, **options) -> "Embedder":
-        """The authors' released weights, or any in their layout; see `released.load_released`."""
-        from abc_core.released import load_released
-
-        return load_released(cls, *args, **options)
 
     @classmethod
     def from_backbone(
@@ -241,8 +231,6 @@ class Embedder(nn.Module):
         lengths = mask.sum(1)
         if self.pooling == "last":
             return hidden[torch.arange(len(rows), device=self.device), lengths - 1]  # B, H
-        if self.pooling == "latent":
-            return self.head.latent(hidden, mask)  # B, H
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]  # B, H
 
     # --- the convenient one ---------------------------------------------------------------------------------------------------
@@ -279,7 +267,7 @@ class Embedder(nn.Module):
         return np.concatenate(out) if out else np.empty((0, self.width), dtype=np.float32)
 
     def score(self, q_emb: np.ndarray, c_emb: np.ndarray) -> np.ndarray:
-        """float32[Q, C], the cosines of float32[Q, D] and float32[C, D]; every system has this method (`abc_core.systems`)."""
+        """float32[Q, C], the cosines of float32[Q, D] and float32[C, D]; every system has this method (`abc_core.systems.cards`)."""
         return q_emb @ c_emb.T
 
     def encode_images(self, pictures: list[Image.Image], instructions: list[list[str | None]]) -> tuple[torch.Tensor, dict]:

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from abc_core import adapters, checkpoint
 from abc_core.backbone import set_visual_tokens
 from abc_core.batches import Batch
-from abc_core.data import UnreadableImage
+from abc_core.data.pictures import UnreadableImage
 from abc_core.loss import Temperature, check_finite, duplicate_mask, info_nce
-from abc_core.parallel import Rows, aloud, any_process, gather, rank_and_count, summed, wait
+from abc_core.parallel import Rows, gather, summed
+from abc_core.runs.processes import aloud, any_process, rank_and_count, wait
 
 # --- the two steps ------------------------------------------------------------------------------------------------------------
 
@@ -314,27 +314,3 @@ def _embed_readable(embedder, pairs: list):
 # --- what stage 2 saves -------------------------------------------------------------------------------------------------------
 
 
-def stage2_flops(embedder, batch: Batch, config, bank: torch.Tensor, captions: list[str]) -> tuple[int, int]:
-    """Floating-point operations of one real stage-2 step: with the bank and shared visual tokens, and as the authors' code is built.
-
-    Theirs embeds the queries' own captions at every step (without gradient, adapter off) and runs the vision tower once per instruction.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def count(work) -> int:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel of CPUs is not counted
-            work()
-        embedder.zero_grad(set_to_none=True)
-        return counter.get_total_flops()
-
-    queries = sum(map(len, batch.instructions))
-    own, ids = (column.reshape(queries, -1)[:, 0] for column in (batch.candidates, batch.candidate_ids))  # without further negatives
-
-    def theirs():
-        with torch.no_grad(), adapters.instructed(embedder.model, False):
-            embedder.encode_texts([captions[i] for i in own])
-        images = [image for image, texts in zip(batch.images, batch.instructions) for _ in texts]
-        alone = Batch(images, [[t] for texts in batch.instructions for t in texts], own, ids)
-        instruct_step(embedder, alone, config, bank)[0].backward()
-
-    return count(lambda: instruct_step(embedder, batch, config, bank)[0].backward()), count(theirs)

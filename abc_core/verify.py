@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from abc_core import adapters
-from abc_core.data import expect
-from abc_core.model import Embedder, Visual
+from abc_core.model import Visual
+from abc_core.runs.files import expect
+from abc_core.systems.released import load_released
 
 TOLERANCE = 1e-5
 POSITIONS = {"mrope": "model", "arange": "as_published"}
@@ -37,7 +38,7 @@ def differences(folder: Path) -> dict[str, float]:
     needed |= {f"input.{k}" for k in ("image_ids", "pixel_values", "image_grid_thw", "text_ids", "text_ids_padded")}
     if needed - cases.keys():
         raise ValueError(f"{folder / 'cases.safetensors'} lacks {', '.join(sorted(needed - cases.keys()))}")
-    embedder = Embedder.load_released(folder / "base", folder / "pretrain", folder / "instruct")
+    embedder = load_released(folder / "base", folder / "pretrain", folder / "instruct")
     found = {}
     for side, on in (("cand", False), ("inst", True)):
         for name, embedder.positions in POSITIONS.items():

@@ -14,7 +14,7 @@ from importlib import import_module
 
 import side_by_side as side
 
-from abc_core import figures
+from abc_core.figures import style as figures
 
 WORKS = ("mining", "stage1", "stage2", "embedding", "readers")
 STUDIES = {"scaling": "bench_scaling", "profile": "step_profile", "mining_profile": "mining_profile", "settings": "settings"}

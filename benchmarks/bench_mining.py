@@ -14,8 +14,8 @@ import numpy as np
 import side_by_side as side
 import torch
 
-from abc_core import mining
 from abc_core.config import MiningConfig
+from abc_core.mining import hard_negatives as mining
 
 WIDTH = 256
 CONFIG = MiningConfig()  # ε 0.95, pool 100, 7 negatives

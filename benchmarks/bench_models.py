@@ -11,9 +11,10 @@ from unittest import mock
 import torch
 from torch import nn
 
-from abc_core import adapters, paths
+from abc_core import adapters
 from abc_core.backbone import LORA_TARGETS, set_visual_tokens
 from abc_core.model import Embedder
+from abc_core.runs import paths
 
 BACKBONE = paths.ASSETS / "backbone"
 # (bf16, its name) of what a step is timed in: bfloat16 only where the CPU multiplies it, as training takes it only there.

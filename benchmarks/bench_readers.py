@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import side_by_side as side
 from PIL import Image
 
-from abc_core import paths
 from abc_core.batches import PairBatches, positions
 from abc_core.config import PretrainConfig
-from abc_core.mined import read_mined
+from abc_core.data.mined import read_mined
+from abc_core.runs import paths
 
 ROWS, STEPS = 4_000, 8
 CONFIG = PretrainConfig(queries=64, negatives=7)

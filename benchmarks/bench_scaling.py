@@ -21,7 +21,7 @@ import numpy as np
 import side_by_side as side
 import torch
 
-from abc_core import figures
+from abc_core.figures import style as figures
 
 
 def slope(sizes, costs) -> float:

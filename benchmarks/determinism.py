@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from abc_core import paths
+from abc_core.runs import paths
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("compared", "kind", "items", "same", "other_times_alone", "largest_difference", "differs")
 SAME, IN_TIMES, OTHER = "same", "other times alone", "other"  # how two files compare
-# Files that say when, where or how fast: they differ by what they are. Pointers hold paths; indices (`abc_core.index`) are
+# Files that say when, where or how fast: they differ by what they are. Pointers hold paths; indices (`abc_core.data.index`) are
 # named by where files are.
 APART = ("provenance.json", "run.lock", "lock", "*.path", "*.ipynb", ".doit*", "account.json", "job.yaml", "*.db")
 TIMES = ("seconds", "tokens_per_second", "images_per_second", "started", "commit", "dirty")  # of rows and results
@@ -155,10 +155,10 @@ def _number(value) -> float | str:
 def stages(data: Path) -> None:
     """A miner, mining, stage 1 and stage 2 in paths.RUNS, a few steps each, from the shipped backbone."""
     from abc_core.config import InstructConfig, LoraConfig, MiningConfig, PretrainConfig
-    from abc_core.jobs import InstructJob, MineJob, PretrainJob, run_job
-    from abc_core.mined import write_mined
-    from abc_core.openmoji.world import draw_part
-    from abc_core.readers import read_pairs
+    from abc_core.data.karpathy import read_pairs
+    from abc_core.data.mined import write_mined
+    from abc_core.jobs.stages import InstructJob, MineJob, PretrainJob, run_job
+    from abc_core.miniature.parts import draw_part
 
     quiet = lambda line: None  # noqa: E731
     pairs, regions = draw_part(data, "cc", 32, report=quiet), draw_part(data, "vg", 8, report=quiet)

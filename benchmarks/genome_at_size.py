@@ -17,8 +17,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from abc_core.instructions import select_regions
-from abc_core.readers import read_genome
+from abc_core.data.karpathy import read_genome
+from abc_core.instructions.regions import select_regions
 
 WORDS = "the a man woman white black red blue green on in of with standing wearing next to large small tree sky grass car street"
 REGIONS = 50  # of a picture, as in Visual Genome

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abc_core import mining
 from abc_core.config import MiningConfig
+from abc_core.mining import hard_negatives as mining
 
 WIDTH, CLUSTERS, SAMPLED = 256, 2_000, 200
 CONFIG = MiningConfig()  # ε 0.95, pool 100, 7 negatives

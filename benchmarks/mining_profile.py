@@ -1,7 +1,7 @@
 """Where the time of mining goes: the rough product, comparing, exact pairs, joining, reading, drawing; mining_profile.csv and .png.
 
-Steps: (1) the functions of `abc_core.search` and `abc_core.mining` that do a part note the time that they take, less that of others inside
-them; (2) what none of them accounts for is "other". In one thread, of which CPU time is counted, so tiles are not searched side by side.
+Steps: (1) the functions of `abc_core.mining` that do a part note the time that they take, less that of others inside them; (2) what
+none of them accounts for is "other". In one thread, of which CPU time is counted, so tiles are not searched side by side.
 """
 
 import time
@@ -14,7 +14,8 @@ import side_by_side as side
 import step_profile
 import torch
 
-from abc_core import mining, search
+from abc_core.mining import hard_negatives as mining
+from abc_core.mining import search
 
 PARTS = {
     "product": [(torch, "mm")],

@@ -102,8 +102,8 @@ def measure(layout: str, folder: Path) -> dict:
     """Start, and draw batches as a stage-1 job does: seconds to the first batch, to the others, and the highest memory in MB."""
     from abc_core.batches import PairBatches
     from abc_core.config import PretrainConfig
-    from abc_core.mined import read_mined
-    from abc_core.pairs import read_pairs
+    from abc_core.data.mined import read_mined
+    from abc_core.data.pairs import read_pairs
 
     before, over, most = anonymous(), threading.Event(), [0.0]
 

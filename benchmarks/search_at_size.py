@@ -27,7 +27,7 @@ import torch
 from mining_at_size import WIDTH, anonymous, draw
 
 from abc_core.demo.index import CHUNK, Index
-from abc_core.resumable import tiles
+from abc_core.runs.arrays import tiles
 
 TOP, QUERIES = 5, 100
 FAISS = ("index, faiss", "faiss flat")

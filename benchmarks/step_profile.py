@@ -18,7 +18,8 @@ import side_by_side as side
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from abc_core import figures, prompts
+from abc_core import prompts
+from abc_core.figures import style as figures
 
 PARTS = {  # pattern of an operation or of a range that it runs in
     "optimizer": r"Optimizer\.step|clip_grad",

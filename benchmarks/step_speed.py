@@ -18,14 +18,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from abc_core import adapters, paths, train
+from abc_core import adapters, train
 from abc_core.batches import PairBatches
-from abc_core.build_backbone import build
 from abc_core.config import PretrainConfig
-from abc_core.data import caption_ids
+from abc_core.data.karpathy import read_pairs
+from abc_core.data.texts import caption_ids
+from abc_core.miniature.backbone.build import build
+from abc_core.miniature.parts import draw_part
 from abc_core.model import Embedder
-from abc_core.openmoji.world import draw_part
-from abc_core.readers import read_pairs
+from abc_core.runs import paths
 
 PICTURES, NEGATIVES = 64, 3  # 256 captions
 

@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny
 
 import pytest
 
-from abc_core import paths
+from abc_core.runs import paths
 
 
 @pytest.fixture(scope="session", autouse=True)

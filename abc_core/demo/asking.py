@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from abc_core import adapters
 from abc_core.backbone import set_visual_tokens
-from abc_core.data import FORMATS, UnreadableImage, open_image
+from abc_core.data.pictures import FORMATS, UnreadableImage, open_image
 from abc_core.demo.index import Index
 from abc_core.demo.regions import Box, corners, grid_boxes
 from abc_core.model import Visual

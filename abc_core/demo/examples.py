@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from abc_core import instructions
+from abc_core.data.karpathy import read_genome
 from abc_core.demo.regions import Box
-from abc_core.openmoji import words
-from abc_core.openmoji.questions import REGION_KINDS, questions
-from abc_core.openmoji.scene import draw, sample_scene
-from abc_core.openmoji.world import World, pools
-from abc_core.readers import read_genome
+from abc_core.instructions import regions as instructions
+from abc_core.miniature import words
+from abc_core.miniature.questions import REGION_KINDS, questions
+from abc_core.miniature.scene import draw, sample_scene
+from abc_core.miniature.world import World, pools
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from abc_core.figures import BLUE, INK, RED, WIDTH, bare, drawn
-from abc_core.pages import LINE, OTHER, RIGHT, blank, height, list_captions, show, write
+from abc_core.figures.pages import LINE, OTHER, RIGHT, blank, height, list_captions, show, write
+from abc_core.figures.style import BLUE, INK, RED, WIDTH, bare, drawn
 
 INCHES = 4.2  # of a caption
 AIM = 300  # ms; a longer answer feels like waiting

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abc_core import runlog
-from abc_core.resumable import blank_rows, tiles
-from abc_core.vectors import embed_to_file
+from abc_core.data.vectors import embed_to_file
+from abc_core.runs import run as runlog
+from abc_core.runs.arrays import blank_rows, tiles
 
 BLOCK = 1024  # entries of which the best is looked at first
 CHUNK = 8192  # entries that are converted at a time

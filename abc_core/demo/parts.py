@@ -12,7 +12,7 @@ from pathlib import Path
 import ipywidgets as widgets
 from PIL import Image
 
-from abc_core.data import open_image
+from abc_core.data.pictures import open_image
 from abc_core.demo.asking import Answer
 
 STYLE = """<style>

@@ -13,7 +13,9 @@ import yaml
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from abc_core import notebooks, paths, runlog
+from abc_core.reproduce import profiles
+from abc_core.runs import paths
+from abc_core.runs import run as runlog
 
 TITLE = "# Ask the picture"
 LARGEST = 200 * 2**20  # bytes of a message from the browser; a picture arrives in one
@@ -28,8 +30,8 @@ def page_notebook(profile: str, **given) -> Path:
         ValueError: no such profile or parameter.
         FileNotFoundError: there is no trained model yet; the message says which notebook to run.
     """
-    (source,) = (n for n in notebooks.find() if n.stem == "09_retrieval_demo")
-    known = notebooks.values(source, profile)
+    (source,) = (n for n in profiles.find() if n.stem == "09_retrieval_demo")
+    known = profiles.values(source, profile)
     for name in given:
         if name not in known:
             raise ValueError(f"{source.name} has no parameter {name!r}; it has {', '.join(known)}")
@@ -38,7 +40,7 @@ def page_notebook(profile: str, **given) -> Path:
     book = load_notebook_node(str(source))
     last = next(k for k, cell in enumerate(book.cells) if "page" in cell.metadata.get("tags", []))
     book.cells = [cell for k, cell in enumerate(book.cells[: last + 1]) if cell.cell_type == "code" or k == last - 1]
-    book = parameterize_notebook(book, notebooks.parameters(source, profile) | given, kernel_name="python3", language="python")
+    book = parameterize_notebook(book, profiles.parameters(source, profile) | given, kernel_name="python3", language="python")
     book.cells.insert(0, nbformat.v4.new_markdown_cell(TITLE))
     path = paths.inside(paths.RUNS, profile) / "demo.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)

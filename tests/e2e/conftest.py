@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from abc_core import paths
+from abc_core.runs import paths
 
 PROFILE = os.environ.get("ABC_PROFILE") or "default"
 PATIENCE = float(os.environ.get("ABC_PATIENCE") or 240)  # seconds until a model is loaded, its index is made and the page is there

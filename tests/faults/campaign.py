@@ -1,6 +1,6 @@
 """The fault campaign: disturb every stage at random moments, let it go on, and compare what is left, bit for bit.
 
-    PYTHONPATH=tests python tests/faults/campaign.py [--only NAME …] [--times N] [--seed S]
+    PYTHONPATH=tests/made python tests/faults/campaign.py [--only NAME …] [--times N] [--seed S]
 
 Writes benchmarks/faults.csv, a row as soon as it is known: what, where, times, what_happened, same (how often it ended as undisturbed),
 seed. `--only` takes names of faults, or "fault, stage"; moments depend on the seed, the row and the number of the try alone, but for those
@@ -26,8 +26,8 @@ import numpy as np
 from faults import Skip, Trial
 from stages import Stage, stages
 
-from abc_core import paths
-from abc_core.data import whole_file
+from abc_core.runs import paths
+from abc_core.runs.files import whole_file
 
 ALL = ("mining", "stage 1", "stage 2", "backbone", "generation")
 RUNS = ALL[:4]  # that lock a run folder

@@ -17,8 +17,8 @@ import torch
 from lying_server import cuts, hangs, refuses, says, sends
 from stages import Stage, apart, ask, left
 
-from abc_core import paths
 from abc_core.model import Embedder
+from abc_core.runs import paths
 
 
 class Skip(Exception):

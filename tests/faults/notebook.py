@@ -9,11 +9,11 @@ from pathlib import Path
 
 from faults import Trial, until
 
-from abc_core.jobs import write_job
+from abc_core.jobs.stages import write_job
 
-CELLS = ('profile = "default"', "from abc_core.jobs import read_job, run_job\n\nrun_job(read_job({job!r}))")
+CELLS = ('profile = "default"', "from abc_core.jobs.stages import read_job, run_job\n\nrun_job(read_job({job!r}))")
 LONGEST = 600  # seconds that a notebook may take, on a busy machine
-RUN = "import sys, pathlib; from abc_core import notebooks; notebooks.run_notebook(pathlib.Path(sys.argv[1]))"
+RUN = "import sys, pathlib; from abc_core.reproduce import run; run.run_notebook(pathlib.Path(sys.argv[1]))"
 
 
 def stopped(trial: Trial, how: str) -> str:

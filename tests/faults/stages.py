@@ -15,22 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import openai
+from backbone_words import ANSWERS, WORDS
+from launching import SMALL, instruct_job, mine_job, pretrain_job, quiet
 from lying_server import LyingServer
 from PIL import Image
-from test_launch import SMALL, instruct_job, mine_job, pretrain_job, quiet
-from test_pretrain_backbone import ANSWERS, WORDS
-from test_train import TIMES, small_backbone
+from training import TIMES, small_backbone
 
-from abc_core import paths
-from abc_core.ask import Server
 from abc_core.backbone import load_backbone
-from abc_core.generate import generate
-from abc_core.jobs import run_job
-from abc_core.lessons import Lessons
-from abc_core.mined import write_mined
-from abc_core.openmoji.world import draw_part
-from abc_core.pretrain_backbone import BackboneConfig, train
-from abc_core.readers import Region, read_pairs
+from abc_core.data.karpathy import Region, read_pairs
+from abc_core.data.mined import write_mined
+from abc_core.instructions.ask import Server
+from abc_core.instructions.generate import generate
+from abc_core.jobs.stages import run_job
+from abc_core.miniature.backbone.lessons import Lessons
+from abc_core.miniature.backbone.pretrain import BackboneConfig, train
+from abc_core.miniature.parts import draw_part
+from abc_core.runs import paths
 
 # file -> what of it must be the same: all its bytes, or its rows without times
 RESULTS = ("model.safetensors", "last.safetensors", "step-*.safetensors", "*.npy", "instructions.jsonl", "metrics.jsonl", "result.json")

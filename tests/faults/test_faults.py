@@ -12,7 +12,7 @@ import pytest
 from faults import Trial
 from stages import left, stages
 
-from abc_core import runlog
+from abc_core.runs import run as runlog
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

@@ -18,12 +18,20 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from abc_core import benchmark, checkpoint, config, genome, index, jobs, notebooks, paths, readers, replies, runlog
-from abc_core.data import open_image
-from abc_core.instructions import read_instructed, read_instructions
-from abc_core.mined import SCHEMA, read_mined
-from abc_core.mmeb import read_mmeb
-from abc_core.resumable import fill
+from abc_core import checkpoint, config
+from abc_core.ctrlbench import benchmark
+from abc_core.data import genome, index
+from abc_core.data import karpathy as readers
+from abc_core.data.mined import SCHEMA, read_mined
+from abc_core.data.mmeb import read_mmeb
+from abc_core.data.pictures import open_image
+from abc_core.instructions import replies
+from abc_core.instructions.regions import read_instructed, read_instructions
+from abc_core.jobs import stages as jobs
+from abc_core.reproduce import profiles
+from abc_core.runs import paths
+from abc_core.runs import run as runlog
+from abc_core.runs.arrays import fill
 
 DEEP = "[" * 100_000  # lists in lists without end
 
@@ -281,7 +289,7 @@ def profile(folder: Path, text: bytes, other: bytes | None = None) -> str:
             (folder / "params" / name / "00_x.yaml").write_bytes(content)
     before, paths.ROOT = paths.ROOT, folder
     try:
-        return str(notebooks.parameters(folder / "notebooks" / "00_x.ipynb", "mine"))
+        return str(profiles.parameters(folder / "notebooks" / "00_x.ipynb", "mine"))
     finally:
         paths.ROOT = before
 

@@ -236,14 +236,14 @@ TABLE = {
         lambda at: bad.stage1(at, __class__="x"),
         r"PretrainConfig does not have __class__; its fields are steps",
     ),
-    "a job that is empty": (lambda at: bad.job(at, ""), r"job\.yaml: the stage has to be one of pretrain, instruct, mine"),
+    "a job that is empty": (lambda at: bad.job(at, ""), r"job\.yaml: job = None is no job of this package"),
     "a job that would run a program": (
         lambda at: bad.job(at, "!!python/object/apply:os.system [ls]"),
         r"job\.yaml is not YAML: could not determine a constructor",
     ),
-    "a job without numbers": (lambda at: bad.job(at, "stage: mine"), r"job\.yaml: MiningConfig needs names and values, not None"),
+    "a job without numbers": (lambda at: bad.job(at, MINE), r"job\.yaml: MiningConfig needs names and values, not None"),
     "a job with a name too many": (
-        lambda at: bad.job(at, "stage: mine\nconfig: {}\nminer: a\npairs: b\nx: 1"),
+        lambda at: bad.job(at, MINE + "\nconfig: {}\nminer: a\npairs: b\nx: 1"),
         r"job\.yaml: .*unexpected keyword argument 'x'",
     ),
     "a profile that is not UTF-8": (lambda at: bad.profile(at, b"steps: \xff"), r"mine/00_x\.yaml is not YAML"),
@@ -261,6 +261,8 @@ TABLE = {
         r"'\.\./\.\./etc' leaves its folder|unknown profile '\.\./\.\./etc'",
     ),
 }
+
+MINE = "job: abc_core.jobs.stages.MineJob"
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -18,12 +18,19 @@ from hypothesis import strategies as st
 from made_up import jpeg, member, mined_damaged, picture
 from PIL import Image
 
-from abc_core import checkpoint, genome, paths, readers, replies, runlog, shards
+from abc_core import checkpoint
 from abc_core.config import InstructConfig, MiningConfig, PretrainConfig
-from abc_core.data import NO_TEXT, Skipped, UnreadableImage, caption_id, normalise, open_image
-from abc_core.genome import GenomeImage, Region
-from abc_core.instructions import read_instructed, read_instructions, select_regions
-from abc_core.zips import Zipped
+from abc_core.data import genome, shards
+from abc_core.data import karpathy as readers
+from abc_core.data.genome import GenomeImage, Region
+from abc_core.data.pictures import UnreadableImage, open_image
+from abc_core.data.reading import Skipped
+from abc_core.data.texts import NO_TEXT, caption_id, normalise
+from abc_core.data.zips import Zipped
+from abc_core.instructions import replies
+from abc_core.instructions.regions import read_instructed, read_instructions, select_regions
+from abc_core.runs import paths
+from abc_core.runs import run as runlog
 
 TEXT = st.text(st.characters(), max_size=40)  # halves of characters among them
 NUMBERS = st.integers() | st.integers(10**20, 10**400) | st.floats()

@@ -6,10 +6,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_core.answers import answer_all
-from abc_core.inputs import check_rows
+from abc_core.data.inputs import check_rows
+from abc_core.miniature.backbone.answers import answer_all
 from abc_core.prompts import INSTRUCTION, Prompts, plain_ids
-from abc_core.systems_vlm import TEMPLATES, Templates
+from abc_core.systems.vlm import TEMPLATES, Templates
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 MARKUP = ["<tool_call>", "<|fim_prefix|>", "<think>"]  # added tokens that a tokenizer need not count as special

@@ -1,0 +1,1 @@
+"""Pictures, texts, and readers of public layouts at any size."""

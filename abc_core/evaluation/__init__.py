@@ -1,0 +1,1 @@
+"""Ranks, recall and intervals; any system on any task."""

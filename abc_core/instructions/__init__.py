@@ -1,0 +1,1 @@
+"""Regions, their instructions, and what is held out of training."""

@@ -1,0 +1,1 @@
+"""Ten systems' training recipes from the same towers, and their table."""

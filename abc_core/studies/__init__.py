@@ -1,0 +1,1 @@
+"""Arms, seeds, claims and the scoreboard."""

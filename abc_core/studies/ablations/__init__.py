@@ -1,0 +1,1 @@
+"""One setting at a time, in both stages (Appendix B and C)."""

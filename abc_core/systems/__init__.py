@@ -1,0 +1,1 @@
+"""Other embedders behind one protocol, a card each; the authors' released weights."""
